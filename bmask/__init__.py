@@ -1,0 +1,10 @@
+"""Boundary-preserving Mask R-CNN (Cheng, Wang, Huang and Liu, ECCV 2020), and the study of it.
+
+``from bmask import add_bmask_config`` is all that a detectron2 project needs: it registers the mask head and
+adds its configuration keys.
+"""
+
+from .config import add_bmask_config
+from .heads import BoundaryPreservingHead
+
+__all__ = ["BoundaryPreservingHead", "add_bmask_config"]

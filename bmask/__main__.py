@@ -1,0 +1,101 @@
+"""The command line: ``python -m bmask --help``."""
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from .errors import InputError
+
+
+def main(arguments=None) -> int:
+    """Run one command. Returns the exit status: 0, 1 for a failed run, 2 for wrong input, 130 for Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except InputError as error:
+        print(f"bmask: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bmask: stopped; the same command continues from the last checkpoints", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m bmask", description="A reproducible study of BMask R-CNN.")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train and evaluate what a table (or one variant) needs")
+    what = run.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", help="number of a table of the paper")
+    what.add_argument("--variant", help="one model, a file of experiments/variants/")
+    run.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+    run.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)")
+    run.add_argument("--reuse", action="store_true", help="take the records in results/ that were made elsewhere")
+    run.set_defaults(command=_run)
+
+    table = commands.add_parser("table", help="show a table from the records in results/, and write it there")
+    table.add_argument("table", help="number of a table of the paper")
+    table.add_argument("--profile", default="cpu")
+    table.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+    table.set_defaults(command=_table)
+
+    work = commands.add_parser("work", help="train and evaluate one run in this process: what `run` starts")
+    work.add_argument("variant")
+    work.add_argument("--seed", type=int, default=0)
+    work.set_defaults(command=_work)
+
+    for command in (run, work):
+        command.add_argument("--profile", default="cpu", help="a file of experiments/profiles/ (default: cpu)")
+        command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        command.add_argument("--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run")
+        command.add_argument("--data", help="folder of the data set")
+
+    nuclei = commands.add_parser("prepare-nuclei", help="download BBBC038 and convert it to COCO format")
+    nuclei.add_argument("--source", type=Path, help="stage1_train.zip or its unpacked folder, if you have it")
+    nuclei.add_argument("--out", type=Path, default=Path("data/nuclei"), help="(default: data/nuclei)")
+    nuclei.set_defaults(command=_prepare_nuclei)
+    return top
+
+
+def _run(options) -> int:
+    from . import config, runs, tables
+
+    seeds = config.parse_seeds(options.seeds)
+    if options.table:
+        wanted = tables.table_runs(options.table, options.profile, seeds)
+    else:
+        wanted = [runs.Run(options.variant, options.profile, seed) for seed in seeds]
+    how = runs.Options(options.device, options.num_gpus, options.jobs, options.data, options.reuse)
+    return 0 if runs.ensure(wanted, how) else 1
+
+
+def _table(options) -> int:
+    from . import config, tables
+
+    print(tables.write(options.table, options.profile, config.parse_seeds(options.seeds)).read_text())
+
+
+def _work(options) -> int:
+    from . import runs
+
+    run = runs.Run(options.variant, options.profile, options.seed)
+    return runs.work(run, runs.Options(options.device, options.num_gpus, data=options.data))
+
+
+def _prepare_nuclei(options) -> int:
+    from .datasets import nuclei
+
+    source = options.source
+    if source is None:
+        source = options.out.with_suffix(".zip")
+        if not source.exists():
+            nuclei.download(source)
+    nuclei.convert(source, options.out)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore")
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The configuration keys, and how a variant, a profile and a seed become one resolved configuration."""
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import List
+
+from detectron2 import model_zoo
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from .errors import InputError
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+# What changes where and how fast a run is computed, but not what is computed.
+NOT_IDENTITY = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "STUDY.LOG_PERIOD")
+
+
+def add_bmask_config(cfg: CN) -> None:
+    """Add the keys of the boundary-preserving mask head. The defaults are the paper's.
+
+    In a detectron2 project, one line of YAML under ``MODEL`` then switches the head on::
+
+        ROI_MASK_HEAD: {NAME: BoundaryPreservingHead, POOLER_TYPE: "", NUM_CONV: 4, POOLER_RESOLUTION: 14}
+    """
+    cfg.MODEL.BOUNDARY_MASK_HEAD = CN()
+    head = cfg.MODEL.BOUNDARY_MASK_HEAD
+    # Feature maps that the boundary RoI features R_b are pooled from. More than one: by scale (Table 5).
+    head.IN_FEATURES = ("p2",)
+    # Side of R_b in pixels: the mask head's, or a multiple of it (Table 5).
+    head.POOLER_RESOLUTION = 28
+    # RoIAlign for both R_m and R_b. MODEL.ROI_MASK_HEAD.POOLER_TYPE has to be empty: the head pools itself.
+    head.POOLER_TYPE = "ROIAlignV2"
+    # 3x3 convolutions of the boundary branch after the fusion.
+    head.NUM_CONV = 2
+    # Fusion blocks, mask to boundary and boundary to mask (Eq. 1, Table 6).
+    head.M2B_FUSION = True
+    head.B2M_FUSION = True
+    # What the boundary branch learns: "boundary", "mask", or "none" for no loss at all (Table 4).
+    head.SUPERVISION = "boundary"
+    # "bce", "weighted_bce", "dice" or "dice_bce" (Table 7).
+    head.LOSS = "dice_bce"
+    # Lambda of Eq. 2: the weight of BCE beside Dice.
+    head.BCE_WEIGHT = 1.0
+    # Squares in the denominator of Dice, as in Eq. 3. The released code has none: False.
+    head.DICE_SQUARED = True
+    # Laplacian responses above it are boundary. The released code has 0.1: the same on binary masks.
+    head.THRESHOLD = 0.0
+    # At inference the boundary is not needed. True adds it to the instances, as pred_boundaries.
+    head.OUTPUT_BOUNDARIES = False
+
+
+def add_study_config(cfg: CN) -> None:
+    """Add the keys of the study: data, and how a run is carried out."""
+    cfg.STUDY = CN()
+    # "shapes" (generated), "nuclei" or "coco".
+    cfg.STUDY.DATASET = "shapes"
+    cfg.STUDY.SHAPES = CN()
+    # The seed of the pictures. It is not the seed of the run: all runs see the same data.
+    cfg.STUDY.SHAPES.SEED = 0
+    cfg.STUDY.SHAPES.NUM_TRAIN = 400
+    cfg.STUDY.SHAPES.NUM_VAL = 100
+    # Side of the square images in pixels.
+    cfg.STUDY.SHAPES.IMAGE_SIZE = 128
+    # Annotations that are trained on, "fine" (exact) or "coarse" (polygons a few pixels off). Always tested on fine.
+    cfg.STUDY.SHAPES.GRADE = "fine"
+    # Leave out annotations with an empty mask instead of refusing the data: COCO's own release has a few.
+    cfg.STUDY.DROP_ZERO_AREA = False
+    # Threads of one run on the CPU. Part of what is computed: sums are rounded in another order with more.
+    cfg.STUDY.THREADS = 1
+    # Iterations between two looks at the losses.
+    cfg.STUDY.LOG_PERIOD = 10
+
+
+def resolve(variant: str, profile: str, seed: int = 0) -> CN:
+    """The whole configuration of one run.
+
+    detectron2's Mask R-CNN with ResNet-50-FPN and its 1x schedule, then the profile, then the variant, then
+    the seed.
+
+    Raises:
+        InputError: there is no such variant or profile, or a file does not fit.
+    """
+    cfg = get_cfg()
+    add_bmask_config(cfg)
+    add_study_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    for kind, name in (("profile", profile), ("variant", variant)):
+        path = _find(kind, name)
+        try:
+            cfg.merge_from_file(str(path))
+        except (KeyError, ValueError, AssertionError) as error:
+            raise InputError(f"{path} does not fit the configuration: {error}") from error
+    cfg.SEED = int(seed)
+    cfg.freeze()
+    return cfg
+
+
+def identity(cfg: CN) -> str:
+    """Ten hexadecimal digits that stand for everything in ``cfg`` that a run's numbers depend on."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in NOT_IDENTITY:
+        *nodes, leaf = key.split(".")
+        node = cfg
+        for name in nodes:
+            node = node[name]
+        del node[leaf]
+    return hashlib.sha256(cfg.dump(sort_keys=True).encode()).hexdigest()[:10]
+
+
+def parse_seeds(seeds) -> List[int]:
+    """The seeds in "0,1,2", or a single whole number, or a list of them: in order, each once."""
+    try:
+        parts = seeds.split(",") if isinstance(seeds, str) else seeds if isinstance(seeds, list) else [seeds]
+        return sorted({int(seed) for seed in parts})
+    except (TypeError, ValueError):
+        raise InputError(f"SEEDS is {seeds!r}: give whole numbers with commas between, such as 0,1,2") from None
+
+
+def available(kind: str) -> List[str]:
+    """The names of all variants or profiles, ``kind`` being "variant" or "profile"."""
+    return sorted(path.stem for path in (EXPERIMENTS / f"{kind}s").glob("*.yaml"))
+
+
+def nearest(kind: str, name: str, names: List[str]) -> InputError:
+    """The error for an unknown name, with the nearest known one."""
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+    return InputError(f"there is no {kind} {name!r}: did you mean {close[0]!r}? Known are {', '.join(names)}.")
+
+
+def _find(kind: str, name: str) -> Path:
+    names = available(kind)
+    if name not in names:
+        raise nearest(kind, name, names)
+    return EXPERIMENTS / f"{kind}s" / f"{name}.yaml"

@@ -1,0 +1,102 @@
+"""Where the data of a configuration lies, in COCO format, and whether it is fit to be used."""
+
+import os
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional
+
+from ..errors import InputError
+from .check import check_coco, fingerprint
+
+
+class Split(NamedTuple):
+    """One half of a data set: a COCO instance file and the folder that its file names are relative to."""
+
+    json: Path
+    images: Path
+
+    def load(self) -> List[Dict]:
+        """The images in detectron2's dataset format, classes counted from 0 in the order of their ids."""
+        from detectron2.data.datasets import load_coco_json
+
+        # With a name, load_coco_json also maps the ids of the categories to 0, 1, ...
+        return load_coco_json(str(self.json), str(self.images), f"bmask:{self.json}")
+
+
+class Data(NamedTuple):
+    """Both splits, and 16 hexadecimal digits that stand for the contents of their files."""
+
+    train: Split
+    val: Split
+    fingerprint: str
+
+
+def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
+    """The splits ``train`` and ``val`` of the configured data set.
+
+    Args:
+        cfg: a resolved configuration.
+        data: the folder of the data set; by default ``$DETECTRON2_DATASETS/coco`` for COCO and
+            ``output/data/nuclei`` for nuclei. The embedded shapes are under ``output/data``, always.
+        output: the folder that everything is written under.
+
+    Raises:
+        InputError: the data set is unknown, or its folder does not exist.
+    """
+    name = cfg.STUDY.DATASET
+    if name == "shapes":
+        folder = shapes_folder(cfg, output)
+        return {
+            "train": Split(
+                folder / "annotations" / f"instances_train_{cfg.STUDY.SHAPES.GRADE}.json", folder / "images/train"
+            ),
+            "val": Split(folder / "annotations/instances_val_fine.json", folder / "images/val"),
+        }
+    if name == "nuclei":
+        folder = _existing(data or output / "data/nuclei", "`python -m bmask prepare-nuclei` makes one")
+        return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
+    if name == "coco":
+        default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
+        folder = _existing(data or default, "download COCO 2017 from cocodataset.org")
+        return {
+            s: Split(folder / f"annotations/instances_{s}2017.json", folder / f"{s}2017") for s in ("train", "val")
+        }
+    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei and coco")
+
+
+def shapes_folder(cfg, output: Path) -> Path:
+    shapes = cfg.STUDY.SHAPES
+    return output / "data" / f"shapes-{shapes.SEED}-{shapes.NUM_TRAIN}-{shapes.NUM_VAL}-{shapes.IMAGE_SIZE}px"
+
+
+def prepare(cfg, data: Optional[Path], output: Path) -> Data:
+    """Make (the embedded shapes) or check (everything else) the configured data.
+
+    Raises:
+        InputError: something is wrong with the data; see :func:`bmask.datasets.check.check_coco`.
+    """
+    splits = locate(cfg, data, output)
+    if cfg.STUDY.DATASET == "shapes":
+        from . import shapes
+
+        options = cfg.STUDY.SHAPES
+        shapes.generate(
+            shapes_folder(cfg, output),
+            seed=options.SEED,
+            num_train=options.NUM_TRAIN,
+            num_val=options.NUM_VAL,
+            image_size=options.IMAGE_SIZE,
+        )
+    for split in splits.values():
+        content = check_coco(split.json, split.images, drop_zero_area=cfg.STUDY.DROP_ZERO_AREA)
+        if len(content["categories"]) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise InputError(
+                f"{split.json} has {len(content['categories'])} categories, but the profile expects "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES in the profile"
+            )
+    return Data(**splits, fingerprint=fingerprint(*(split.json for split in splits.values())))
+
+
+def _existing(folder: Path, hint: str) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"there is no data folder {folder}: name it with DATA=... ({hint})")
+    return folder

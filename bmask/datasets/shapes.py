@@ -1,0 +1,267 @@
+"""The embedded data set: overlapping shapes, texture on texture, with two grades of annotation.
+
+The outline alone tells the class; colour and texture are drawn without looking at it. Every picture is a
+function of (seed, split, index), so asking for more pictures does not change the first ones.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle_tools
+from tqdm import tqdm
+
+CLASSES = ("star", "blob", "gear", "leaf")
+SPLITS = ("train", "val")
+
+MIN_VISIBLE_SHARE = 0.4  # of an object's pixels, those outside the picture included
+MIN_VISIBLE_PIXELS = 40
+TRIES = 20  # places tried for an object before it is left out
+
+Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u, v), outer radius 1, to inside or not
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """Yield a draft folder that becomes ``folder`` when the block ends, and vanishes when it raises.
+
+    Of two processes that write the same ``folder`` the second one's draft is discarded.
+    """
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def generate(folder: Path, *, seed: int, num_train: int, num_val: int, image_size: int) -> None:
+    """Write the pictures and their annotations in COCO format; does nothing where ``folder`` exists.
+
+    Leaves ``images/{train,val}/000000.png`` (8-bit, ``image_size`` pixels square) and
+    ``annotations/instances_{train,val}_{fine,coarse}.json``. ``fine`` holds the visible pixels of each
+    object as compressed RLE, ``coarse`` a simplified polygon a few pixels off, with the same ids in the
+    same order.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return
+    with whole_or_nothing(folder) as draft:
+        (draft / "annotations").mkdir()
+        with tqdm(total=num_train + num_val, desc="shapes", unit="image") as bar:
+            for split, count in zip(SPLITS, (num_train, num_val)):
+                _write_split(draft, seed, split, count, image_size, bar)
+
+
+def _write_split(draft: Path, seed: int, split: str, count: int, size: int, bar: tqdm) -> None:
+    (draft / "images" / split).mkdir(parents=True)
+    images, annotations = [], {"fine": [], "coarse": []}
+    for index in range(count):
+        picture, classes, masks, coarse_rng = _scene(seed, split, index, size)
+        path = draft / "images" / split / f"{index:06d}.png"
+        if not cv2.imwrite(str(path), picture):
+            raise OSError(f"cannot write {path}")
+        images.append({"id": index + 1, "file_name": path.name, "height": size, "width": size})
+        for category, mask in zip(classes, masks):
+            instance = {"id": len(annotations["fine"]) + 1, "image_id": index + 1}
+            instance |= {"category_id": category + 1, "iscrowd": 0}
+            annotations["fine"].append({**instance, **_exact(mask)})
+            annotations["coarse"].append({**instance, **_coarse(mask, coarse_rng)})
+        bar.update()
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    for grade, found in annotations.items():
+        info = {"description": f"embedded shapes, {split}, {grade} annotations"}
+        info |= {"seed": seed, "num_images": count, "image_size": size}
+        content = {"info": info, "categories": categories, "images": images, "annotations": found}
+        target = draft / "annotations" / f"instances_{split}_{grade}.json"
+        target.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _scene(
+    seed: int, split: str, index: int, size: int
+) -> tuple[np.ndarray, list[int], list[np.ndarray], np.random.Generator]:
+    """One picture (size, size, 3), uint8, and its objects from back to front.
+
+    The objects come as class indices and visible masks (size, size), bool. The generator returned is the
+    one for the coarse annotations: apart from the picture's own, so that they cannot change the picture.
+    """
+    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
+    rng, coarse_rng = (np.random.default_rng(stream) for stream in streams)
+    unit = size / 128
+    base = rng.uniform(90, 165) + rng.normal(0, 15, 3)
+    canvas = _textured(rng, base, (size, size), unit)
+    owner = np.full((size, size), -1)  # the object that each pixel shows
+    classes, areas, centres = [], [], []
+    for category in rng.integers(len(CLASSES), size=rng.integers(4, 9)):
+        for _ in range(TRIES):
+            radius, centre = unit * rng.uniform(8, 32), rng.uniform(0, size, 2)
+            if centres and rng.random() < 0.5:  # beside an earlier object, so that many overlap
+                centre = np.clip(rng.choice(centres) + rng.normal(0, radius, 2), 0, size)
+            outline = OUTLINES[CLASSES[category]](rng, radius)
+            (y, x), samples = _rasterise(outline, radius, centre, rng)
+            mask, side = samples[1::3, 1::3], len(samples) // 3
+            there = np.s_[max(y, 0) : min(y + side, size), max(x, 0) : min(x + side, size)]
+            here = np.s_[max(-y, 0) : min(side, size - y), max(-x, 0) : min(side, size - x)]
+            attempt = owner.copy()
+            attempt[there][mask[here]] = len(classes)
+            visible = np.bincount(attempt.ravel() + 1, minlength=len(classes) + 2)[1:]
+            totals = np.array([*areas, mask.sum()])
+            if (visible < np.maximum(MIN_VISIBLE_SHARE * totals, MIN_VISIBLE_PIXELS)).any():
+                continue
+            cover = samples.reshape(side, 3, side, 3).mean((1, 3), dtype=np.float32)[..., None]
+            fill = _textured(rng, base, (side, side), unit)
+            canvas[there] += cover[here] * (fill[here] - canvas[there])
+            owner = attempt
+            classes.append(int(category))
+            areas.append(totals[-1])
+            centres.append(centre)
+            break
+    light = 1 + 0.12 * _noise(rng, (size, size), 64 * unit)[..., None]
+    grain = 4 * rng.standard_normal(canvas.shape, dtype=np.float32)
+    picture = np.clip(canvas * light + grain, 0, 255).astype(np.uint8)
+    return picture, classes, [owner == number for number in range(len(classes))], coarse_rng
+
+
+def _rasterise(
+    outline: Outline, radius: float, centre: np.ndarray, rng: np.random.Generator
+) -> tuple[tuple[int, int], np.ndarray]:
+    """Sample a turned and squeezed ``outline`` 3 x 3 times a pixel, the middle one at the pixel's centre.
+
+    ``centre`` is (y, x) in pixels. Gives (row, column) of the first pixel and the samples (3 n, 3 n), bool.
+    """
+    angle, squeeze = np.float32(rng.uniform(0, 2 * np.pi)), rng.uniform(0.8, 1.0)
+    row, column = (int(np.floor(c - radius)) for c in centre)
+    steps = (np.arange(3 * (int(np.ceil(2 * radius)) + 1)) + 0.5) / 3
+    y = ((row + steps - centre[0]) / radius).astype(np.float32)[:, None]
+    x = ((column + steps - centre[1]) / radius).astype(np.float32)[None, :]
+    u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    return (row, column), outline(u, v / squeeze)
+
+
+def _polar(radius_at: Callable[[np.ndarray], np.ndarray]) -> Outline:
+    """The outline whose radius is a function of the angle, given in turns (0 to 1)."""
+    steps = 4096  # tabulated, for speed: at 64 pixels from the centre a step is a tenth of a pixel
+    squared = (radius_at((np.arange(steps) + 0.5) / steps) ** 2).astype(np.float32)
+
+    def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        step = ((np.arctan2(v, u) / (2 * np.pi) + 0.5) * steps).astype(np.int32)
+        return u * u + v * v < squared.take(step, mode="clip")
+
+    return inside
+
+
+def _star(rng: np.random.Generator, radius: float) -> Outline:
+    arms, depth = int(rng.integers(4, 8)), rng.uniform(0.45, 0.65)
+    lengths, notch = rng.uniform(0.8, 1.0, arms), 0.9 * (1 - depth)
+
+    def radius_at(turns: np.ndarray) -> np.ndarray:
+        arm = np.minimum((turns * arms).astype(int), arms - 1)
+        towards_tip = 1 - np.abs(2 * (turns * arms - arm) - 1)
+        return notch + (lengths[arm] - notch) * towards_tip
+
+    return _polar(radius_at)
+
+
+def _blob(rng: np.random.Generator, radius: float) -> Outline:
+    depths, phases = rng.uniform(0.05, 0.2, 3), rng.uniform(0, 2 * np.pi, 3)
+
+    def radius_at(turns: np.ndarray) -> np.ndarray:
+        waves = sum(d * np.cos(2 * np.pi * k * turns + p) for k, d, p in zip((2, 3, 4), depths, phases))
+        return (1 + waves) / (1 + depths.sum())
+
+    return _polar(radius_at)
+
+
+def _gear(rng: np.random.Generator, radius: float) -> Outline:
+    teeth, depth, slope = int(rng.integers(7, 11)), rng.uniform(0.22, 0.32), rng.uniform(3, 5)
+
+    def radius_at(turns: np.ndarray) -> np.ndarray:
+        wave = np.abs(2 * ((turns * teeth) % 1) - 1)
+        return 1 - depth + depth * np.clip(slope * (wave - 0.5) + 0.5, 0, 1)
+
+    return _polar(radius_at)
+
+
+def _leaf(rng: np.random.Generator, radius: float) -> Outline:
+    width, bend, stalk_end = rng.uniform(0.36, 0.5), rng.uniform(-0.25, 0.25), rng.uniform(-0.55, -0.4)
+    notches, depth = int(rng.integers(5, 9)), rng.uniform(0.2, 0.35)
+    stalk = max(0.05, 0.9 / radius)  # a stalk thinner than a pixel would come out as dots
+
+    def inside(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        along = np.clip((u - stalk_end) / (0.97 - stalk_end), 0, 1)
+        blade = width * np.sin(np.pi * along**0.75) * (1 - depth * ((along * notches) % 1))
+        half_width = np.where(u < 0.5, np.maximum(blade, stalk), blade)
+        return (np.abs(v - bend * (u**2 - 0.3)) < half_width) & (u > -0.95)
+
+    return inside
+
+
+OUTLINES = {"star": _star, "blob": _blob, "gear": _gear, "leaf": _leaf}
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], wavelength: float) -> np.ndarray:
+    """Smooth noise, float32, of about unit deviation and nothing shorter than ``wavelength`` pixels."""
+    height, width = (int(np.ceil(2 * side / wavelength)) + 3 for side in shape)
+    knots = rng.standard_normal((height, width), dtype=np.float32)
+    zoomed = cv2.resize(knots, None, fx=wavelength / 2, fy=wavelength / 2, interpolation=cv2.INTER_CUBIC)
+    return zoomed[: shape[0], : shape[1]]
+
+
+def _textured(rng: np.random.Generator, base: np.ndarray, shape: tuple[int, int], unit: float) -> np.ndarray:
+    """A patch (height, width, 3), float32: a colour near ``base`` under noise, stripes or a weave."""
+    kind, angle, wavelength = rng.integers(3), np.float32(rng.uniform(0, np.pi)), unit * rng.uniform(4, 10)
+    if kind == 0:
+        pattern = _noise(rng, shape, wavelength)
+    else:
+        y, x = np.indices(shape, dtype=np.float32) * np.float32(2 * np.pi / wavelength)
+        warp = 1.2 * _noise(rng, shape, 24 * unit)
+        pattern = 1.4 * np.sin(np.cos(angle) * x + np.sin(angle) * y + warp)
+        if kind == 2:
+            pattern *= 1.4 * np.sin(np.cos(angle) * y - np.sin(angle) * x + warp)
+    colour = base + rng.normal(0, 14, 3)
+    contrast = rng.uniform(10, 20) * (1 + rng.normal(0, 0.3, 3))
+    return colour.astype(np.float32) + pattern[..., None] * contrast.astype(np.float32)
+
+
+def _exact(mask: np.ndarray) -> dict:
+    rle = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"segmentation": {**rle, "counts": rle["counts"].decode()}, **_extent(rle)}
+
+
+def _coarse(mask: np.ndarray, rng: np.random.Generator) -> dict:
+    """Polygons around the mask's large parts, simplified by a tolerance that grows with the object."""
+    zoom = 4  # contours run through pixel centres; enlarged, they lie 1/8 pixel inside the edge, not 1/2
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    enlarged = mask[y : y + height, x : x + width].astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    sizes = [cv2.contourArea(contour) for contour in contours]
+    tolerance = 0.08 * np.sqrt(mask.sum())
+    polygons = []
+    for contour, area in zip(contours, sizes):
+        if area < max(sizes) / 4:
+            continue
+        for share in (1, 0.5, 0.25, 0):  # a part too small for the tolerance keeps more of its outline
+            points = cv2.approxPolyDP(contour, share * tolerance * zoom, True)[:, 0]
+            points = (points + 0.5) / zoom + (x, y) + rng.normal(0, 0.5 * share * tolerance, points.shape)
+            points = np.clip(points, 0, mask.shape[::-1]).round(2)
+            if len(points) >= 3 and cv2.contourArea(points.astype(np.float32)) >= 0.5 * area / zoom**2:
+                break
+        polygons.append(points.ravel().tolist())
+    covered = rle_tools.merge(rle_tools.frPyObjects(polygons, *mask.shape))
+    return {"segmentation": polygons, **_extent(covered)}
+
+
+def _extent(rle: dict) -> dict:
+    """Bounding box (x, y, width, height) and area in pixels of an encoded mask."""
+    return {"bbox": rle_tools.toBbox(rle).tolist(), "area": int(rle_tools.area(rle))}

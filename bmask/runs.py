@@ -1,0 +1,391 @@
+"""A run: variant x profile x seed. Its identity, its state on disk, and how runs are carried out.
+
+A run keeps its state (``checkpoint.pth``, ``progress.json``, ``log.txt``, ``record.json``) in
+``runs/<profile>/<name>/`` and publishes its record to ``results/<profile>/runs/<name>.json``. Every run is a
+process of its own, which holds the lock of its folder for as long as it works on it.
+"""
+
+import json
+import os
+import platform
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from . import config, datasets
+from .errors import InputError
+from .train import NonFiniteLoss, write_atomically
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Everything that is written goes under this folder: data/, runs/ and results/.
+OUTPUT = Path(os.environ.get("BMASK_OUTPUT", REPOSITORY))
+FAILED = 3  # exit status of a run whose loss was not finite
+
+
+@dataclass(frozen=True)
+class Run:
+    variant: str
+    profile: str
+    seed: int
+
+    @cached_property
+    def cfg(self):
+        return config.resolve(self.variant, self.profile, self.seed)
+
+    @cached_property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}-{config.identity(self.cfg)}"
+
+    @property
+    def folder(self) -> Path:
+        return OUTPUT / "runs" / self.profile / self.name
+
+    @property
+    def published(self) -> Path:
+        return OUTPUT / "results" / self.profile / "runs" / f"{self.name}.json"
+
+    def record(self) -> Optional[Dict]:
+        """The published record, or None. A record of a failed run has ``failed``, a sentence, and no metrics."""
+        return json.loads(self.published.read_text()) if self.published.exists() else None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are carried out; nothing here changes what they compute.
+
+    device: "auto", "cpu" or "cuda". num_gpus: processes of one run. jobs: runs at a time, 0 for as many as fit.
+    data: folder of the data set. reuse: take published records of runs that were not made here.
+    """
+
+    device: str = "auto"
+    num_gpus: int = 1
+    jobs: int = 0
+    data: Optional[str] = None
+    reuse: bool = False
+
+
+def ensure(runs: List[Run], options: Options) -> bool:
+    """Carry out the runs that have not been, with one progress bar over all of them.
+
+    Everything is checked before anything is trained or written. Runs that another process works on are
+    waited for.
+
+    Returns:
+        Whether all runs have a record with metrics.
+
+    Raises:
+        InputError: wrong data or options.
+    """
+    runs = list(dict.fromkeys(runs))
+    device = check_device(options)
+    for run in runs:
+        if (run.folder / "record.json").exists():
+            publish(run)
+    open_runs = [run for run in runs if not _made(run, options.reuse)]
+    if not open_runs:
+        return True
+    data = {}
+    for run in open_runs:
+        if run.profile not in data:
+            check_batch(run, options)
+            data[run.profile] = datasets.prepare(run.cfg, options.data and Path(options.data), OUTPUT)
+            _check_same_data(runs, data[run.profile].fingerprint, options.reuse)
+    jobs = options.jobs or (1 if device == "cuda" else max(1, (os.cpu_count() or 1) // open_runs[0].cfg.STUDY.THREADS))
+    return _Pool(open_runs, options, jobs).carry_out()
+
+
+def check_device(options: Options) -> str:
+    """The device, "cpu" or "cuda". Raises InputError for a device or GPUs that this machine lacks."""
+    gpus = torch.cuda.device_count()
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"DEVICE is {options.device!r}: choose auto, cpu or cuda")
+    if options.device == "cuda" and not gpus:
+        raise InputError("DEVICE is cuda, but PyTorch finds no GPU on this machine: use DEVICE=cpu")
+    if options.num_gpus < 1 or options.jobs < 0:
+        raise InputError("NUM_GPUS has to be 1 or more, and JOBS 1 or more (or 0 for as many as fit)")
+    device = "cuda" if gpus and options.device != "cpu" else "cpu"
+    if options.num_gpus > max(gpus, 1) and options.device != "cpu":
+        raise InputError(
+            f"NUM_GPUS is {options.num_gpus}, but this machine has {gpus}: lower it, or use DEVICE=cpu for "
+            f"{options.num_gpus} processes on the CPU"
+        )
+    return device
+
+
+def check_batch(run: Run, options: Options) -> None:
+    batch = run.cfg.SOLVER.IMS_PER_BATCH
+    if batch % options.num_gpus:
+        raise InputError(f"{batch} images a batch do not split over NUM_GPUS={options.num_gpus}: use a divisor")
+
+
+def publish(run: Run) -> None:
+    """Copy the record of a run that was made here to where the tables read it, unless it is there already."""
+    content = (run.folder / "record.json").read_text()
+    if not run.published.exists() or run.published.read_text() != content:
+        write_text(run.published, content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a whole file at once; leave it alone, time stamp included, if it says so already."""
+    if not path.exists() or path.read_text() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda p: p.write_text(content))
+
+
+def _made(run: Run, reuse: bool) -> Optional[Dict]:
+    """The record of a run that need not be carried out again."""
+    own = run.folder / "record.json"
+    if own.exists():
+        return json.loads(own.read_text())
+    record = run.record() if reuse else None
+    return record if record and "failed" not in record else None
+
+
+def _check_same_data(runs: List[Run], fingerprint: str, reuse: bool) -> None:
+    """Rows of one table must have seen the same data."""
+    for run in runs:
+        other = (_made(run, reuse) or {}).get("data_fingerprint", fingerprint)
+        if other != fingerprint:
+            raise InputError(
+                f"{run.name} was trained on other data (fingerprint {other}, not {fingerprint}): "
+                f"use the same DATA, or move {run.folder} away"
+            )
+
+
+class _Pool:
+    """Worker processes, at most ``jobs`` at a time, and the bar that shows them."""
+
+    def __init__(self, runs: List[Run], options: Options, jobs: int):
+        self.waiting, self.jobs, self.options = list(runs), jobs, options
+        self.runs, self.workers = list(runs), {}
+
+    def carry_out(self) -> bool:
+        total = sum(run.cfg.SOLVER.MAX_ITER for run in self.runs)
+        done = {run: _progress(run).get("iteration", 0) for run in self.runs}
+        failed = []
+        # A kill of this process has to end as Ctrl-C does, with the workers stopped and their states kept.
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        bar = tqdm(total=total, initial=sum(done.values()), unit="it", dynamic_ncols=True)
+        pause, shown = (0.5 if sys.stderr.isatty() else 20), 0.0
+        try:
+            while self.waiting or self.workers:
+                while self.waiting and len(self.workers) < self.jobs:
+                    run = self.waiting.pop(0)
+                    self.workers[run] = self._start(run)
+                time.sleep(0.2)
+                texts = []
+                for run, worker in list(self.workers.items()):
+                    status = worker.poll()
+                    progress = _progress(run)
+                    done[run] = max(done[run], progress.get("iteration", 0))
+                    text = f"{self.runs.index(run) + 1} {run.variant} seed {run.seed}: "
+                    text += progress.get("phase", "starting")
+                    if worker.pid != progress.get("pid", worker.pid) and _alive(progress["pid"]):
+                        text += f" by process {progress['pid']} on {progress['host']}"
+                    texts.append(text)
+                    if status is None:
+                        continue
+                    del self.workers[run]
+                    if status != 0:
+                        failed.append(run)
+                        tqdm.write(_why(run, status), file=sys.stderr)
+                    else:
+                        done[run] = run.cfg.SOLVER.MAX_ITER
+                bar.n = sum(done.values())
+                finished = len(self.runs) - len(self.waiting) - len(self.workers)
+                bar.set_description_str(f"{finished} of {len(self.runs)} runs done", refresh=False)
+                bar.set_postfix_str(", ".join(texts), refresh=False)
+                if time.monotonic() - shown > pause:
+                    shown = time.monotonic()
+                    bar.refresh()
+        finally:
+            bar.close()
+            for worker in self.workers.values():
+                os.killpg(worker.pid, signal.SIGTERM)  # its children on other GPUs as well
+            for worker in self.workers.values():
+                worker.wait()
+            signal.signal(signal.SIGTERM, previous)
+        return not failed
+
+    def _start(self, run: Run) -> subprocess.Popen:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        o = self.options
+        command = [sys.executable, "-m", "bmask", "work", run.variant, "--profile", run.profile]
+        command += ["--seed", str(run.seed), "--device", o.device, "--num-gpus", str(o.num_gpus)]
+        command += ["--data", o.data] if o.data else []
+        threads = str(run.cfg.STUDY.THREADS)
+        environment = {**os.environ, "BMASK_PARENT": str(os.getpid()), "OMP_NUM_THREADS": threads}
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+        if o.device == "cpu":
+            # detectron2's launcher would take NCCL if it saw a GPU.
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        with open(run.folder / "log.txt", "a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def _progress(run: Run) -> Dict:
+    try:
+        return json.loads((run.folder / "progress.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _why(run: Run, status: int) -> str:
+    log = run.folder / "log.txt"
+    record = run.record()
+    if status == FAILED and record:
+        return f"{run.name} failed: {record['failed']}"
+    last = (log.read_text().strip().splitlines() or ["nothing"])[-1]
+    return f"{run.name} stopped with status {status}; the last line of {log} is: {last}"
+
+
+def work(run: Run, options: Options) -> int:
+    """Carry out one run in this process (and, with more than one GPU, its children). Returns the exit status."""
+    from detectron2.engine import launch
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = _progress(run)
+        print(f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting", flush=True)
+        lock.acquire()
+    with lock:
+        if not (run.folder / "record.json").exists():
+            device = check_device(options)
+            data = datasets.prepare(run.cfg, options.data and Path(options.data), OUTPUT)
+            try:
+                launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=(run, data, device))
+            except torch.multiprocessing.ProcessRaisedException:
+                if not (run.record() or {}).get("failed"):
+                    raise
+        if not (run.folder / "record.json").exists():
+            return FAILED
+        publish(run)
+    return 0
+
+
+def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
+    from detectron2.modeling import build_model
+    from detectron2.utils import comm
+
+    from . import evaluate, train
+
+    if device == "cpu":
+        torch.set_num_threads(run.cfg.STUDY.THREADS)
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    record = {
+        "run": run.name,
+        "variant": run.variant,
+        "profile": run.profile,
+        "seed": run.seed,
+        "data_fingerprint": data.fingerprint,
+        **_provenance(device),
+        "num_gpus": comm.get_world_size(),
+        "config": run.cfg.dump(),
+    }
+
+    def report(phase: str, iteration: int) -> None:
+        _stop_if_orphaned()
+        if comm.is_main_process():
+            # The worker leads its process group, whichever of its processes this is.
+            state = {"pid": os.getpgrp(), "host": socket.gethostname(), "phase": phase, "iteration": iteration}
+            write_atomically(run.folder / "progress.json", lambda p: p.write_text(json.dumps(state)))
+
+    total = cfg.SOLVER.MAX_ITER
+    try:
+        trained = train.train(
+            cfg, data.train.load(), run.folder, lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i)
+        )
+    except NonFiniteLoss as error:
+        write_text(run.published, _json({**record, "failed": str(error)}))
+        print(error, flush=True)
+        if comm.get_world_size() > 1:
+            raise  # the other ranks may not have seen it: the launcher has to stop them
+        return
+    model = build_model(cfg)
+    saved = torch.load(run.folder / "checkpoint.pth", map_location=device, weights_only=True)
+    model.load_state_dict(saved["model"])
+    detections, milliseconds = evaluate.detect(
+        cfg, model, data.val.load(), lambda i, n: report(f"evaluating {i}/{n}", total)
+    )
+    if not comm.is_main_process():
+        return
+    ids = sorted(c["id"] for c in json.loads(data.val.json.read_text())["categories"])
+    for detection in detections:
+        detection["category_id"] = ids[detection["category_id"]]
+    record["metrics"] = evaluate.average_precision(data.val.json, detections, cfg.TEST.DETECTIONS_PER_IMAGE)
+    record["milliseconds_per_image"] = milliseconds
+    record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record.update(trained)
+    write_text(run.folder / "record.json", _json(record))
+
+
+def _stop_if_orphaned() -> None:
+    """End with the process that started the work: it may have been killed without a chance to say so."""
+    parent = os.environ.get("BMASK_PARENT")
+    if parent and not _alive(int(parent)):
+        sys.exit("the process that started this run is gone; the next one continues from the checkpoint")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _provenance(device: str) -> Dict:
+    from importlib.metadata import PackageNotFoundError, version
+
+    def git(*arguments):
+        try:
+            command = ["git", "-C", str(REPOSITORY), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "faster-coco-eval"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":!results")),
+        "versions": versions,
+        "device": device,
+        "device_name": name,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _json(record: Dict) -> str:
+    return json.dumps(record, indent=1) + "\n"

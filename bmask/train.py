@@ -1,0 +1,181 @@
+"""One training: build, train, checkpoint, resume.
+
+Everything random in an iteration is a function of the seed and of the iteration's number, never of what ran
+before. So a run that was killed and resumed computes what an uninterrupted one computes.
+"""
+
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from torch.utils.data import DataLoader, Dataset
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss became infinite or not a number. The message names the iteration and the loss terms."""
+
+
+def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int, float], None]) -> Dict:
+    """Train one run, or what is left of it.
+
+    Args:
+        cfg: the resolved configuration.
+        dataset: training images in detectron2's dataset format.
+        folder: where ``checkpoint.pth`` is, and is written every ``SOLVER.CHECKPOINT_PERIOD`` iterations.
+        report: called with the number of iterations done and the seconds of one, every ``STUDY.LOG_PERIOD``
+            iterations. What it raises ends the training.
+
+    Returns:
+        ``losses``, the mean of each loss term over every ``STUDY.LOG_PERIOD`` iterations;
+        ``seconds_per_iteration``, the median; ``gpu_memory_mib``, the peak, on a GPU.
+
+    Raises:
+        NonFiniteLoss: naming the first iteration with such a loss. The last checkpoint is from before it.
+    """
+    seed_all_rng(cfg.SEED)
+    model = build_model(cfg)
+    model.train()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    scaler = torch.amp.GradScaler(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    checkpoint = folder / "checkpoint.pth"
+    start, history, seconds = 0, [], []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
+    elif cfg.MODEL.WEIGHTS:
+        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    # Batch statistics differ between ranks: rank 0's are everyone's, so that any rank can save or evaluate.
+    device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE == "cuda" else None
+    model_or_ddp = create_ddp_model(model, broadcast_buffers=True, device_ids=device_ids)
+
+    names, recent = [], []
+
+    def look_at_losses(iteration: int, reduce: bool = True) -> None:
+        """The one copy to the host: averages, and stops at, the losses since the last look."""
+        if not recent:
+            return
+        losses = torch.stack(recent)
+        if reduce and comm.get_world_size() > 1:
+            torch.distributed.all_reduce(losses)
+            losses /= comm.get_world_size()
+        losses = losses.cpu()
+        finite = losses.isfinite()
+        if not finite.all():
+            first = int((~finite.all(dim=1)).nonzero()[0])
+            terms = ", ".join(n for n, ok in zip(names, finite[first]) if not ok)
+            raise NonFiniteLoss(f"iteration {iteration - len(recent) + first + 1}: {terms} not finite")
+        history.append({"iteration": iteration, **dict(zip(names, losses.mean(dim=0).tolist()))})
+        recent.clear()
+
+    with EventStorage(start) as storage:
+        loader = iter(train_loader(cfg, dataset, start))
+        clock = time.perf_counter()
+        for iteration in range(start + 1, cfg.SOLVER.MAX_ITER + 1):
+            batch = next(loader)
+            # Proposals are sampled at random inside the model.
+            torch.manual_seed(np.random.SeedSequence([cfg.SEED, iteration, comm.get_rank()]).generate_state(1)[0])
+            try:
+                with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
+                    losses = model_or_ddp(batch)
+            except FloatingPointError as error:
+                # detectron2 stops at proposals that are not finite: tell which loss went first, if one did.
+                look_at_losses(iteration - 1, reduce=False)
+                raise NonFiniteLoss(f"iteration {iteration}: {error}") from error
+            names = list(losses)
+            recent.append(torch.stack([losses[name].detach().float() for name in names]))
+            optimizer.zero_grad()
+            scaler.scale(sum(losses.values())).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+            storage.step()
+
+            last = iteration == cfg.SOLVER.MAX_ITER
+            save = last or iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
+            if save or iteration % cfg.STUDY.LOG_PERIOD == 0:
+                steps = len(recent)
+                look_at_losses(iteration)
+                seconds.append((time.perf_counter() - clock) / steps)
+                if save and comm.is_main_process():
+                    state = {name: part.state_dict() for name, part in parts.items()}
+                    write_atomically(
+                        checkpoint,
+                        lambda path: torch.save(
+                            {**state, "iteration": iteration, "losses": history, "seconds": seconds}, path
+                        ),
+                    )
+                report(iteration, float(np.median(seconds)))
+                clock = time.perf_counter()
+    comm.synchronize()
+    result = {"losses": history, "seconds_per_iteration": float(np.median(seconds))}
+    if cfg.MODEL.DEVICE == "cuda":
+        result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return result
+
+
+def train_loader(cfg: CfgNode, dataset: List[Dict], start: int) -> DataLoader:
+    """Batches of this rank, from iteration ``start`` on; each a function of the seed and its position alone."""
+    per_rank, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+    if rest:
+        raise ValueError(f"{cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {comm.get_world_size()} GPUs")
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dataset = [x for x in dataset if any(not a.get("iscrowd", 0) for a in x["annotations"])]
+
+    def batches():
+        buckets = ([], [])
+        for position, index in enumerate(TrainingSampler(len(dataset), seed=cfg.SEED)):
+            # Wide and tall images are not batched together: that would be padding for the most part.
+            wide = cfg.DATALOADER.ASPECT_RATIO_GROUPING and dataset[index]["width"] > dataset[index]["height"]
+            bucket = buckets[wide]
+            bucket.append((position, index))
+            if len(bucket) == per_rank:
+                yield list(bucket)
+                bucket.clear()
+
+    mapped = _SeededImages(dataset, DatasetMapper(cfg, is_train=True), cfg.SEED, comm.get_rank())
+    return DataLoader(
+        mapped,
+        batch_sampler=itertools.islice(batches(), start, None),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+    )
+
+
+class _SeededImages(Dataset):
+    """Images by (position in the stream, index): augmented by random numbers of the position alone."""
+
+    def __init__(self, dataset, mapper, seed, rank):
+        self.dataset, self.mapper, self.seed, self.rank = dataset, mapper, seed, rank
+
+    def __getitem__(self, key):
+        position, index = key
+        np.random.seed(np.random.SeedSequence([self.seed, position, self.rank]).generate_state(1)[0])
+        return self.mapper(self.dataset[index])
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a temporary name beside ``path``, then rename: no one sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,518 @@
+"""The embedded shapes, the data check and the nuclei: what a user may rely on."""
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as rle_tools
+from pycocotools.coco import COCO
+
+from bmask.datasets import nuclei, shapes
+from bmask.datasets.check import check_coco, fingerprint
+from bmask.errors import InputError
+
+SIZES = {"num_train": 12, "num_val": 4, "image_size": 128}
+FILES = [f"instances_{split}_{grade}.json" for split in ("train", "val") for grade in ("fine", "coarse")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "set"
+    shapes.generate(folder, seed=1, **SIZES)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def load(folder: Path, name: str) -> dict:
+    return json.loads((folder / "annotations" / name).read_text())
+
+
+def masks_by_image(folder: Path, name: str) -> dict[int, list[np.ndarray]]:
+    coco = COCO(str(folder / "annotations" / name))
+    return {image: [coco.annToMask(a) for a in coco.imgToAnns[image]] for image in coco.imgs}
+
+
+# --- the embedded shapes
+
+
+def test_shapes_are_the_same_bytes_for_the_same_seed(made, tmp_path):
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # nor may the number of threads matter
+    try:
+        shapes.generate(tmp_path / "again", seed=1, **SIZES)
+    finally:
+        cv2.setNumThreads(threads)
+    assert contents(tmp_path / "again") == contents(made)
+
+
+def test_another_seed_makes_other_pictures(made, tmp_path):
+    shapes.generate(tmp_path / "other", seed=2, num_train=2, num_val=0, image_size=128)
+    ours, theirs = contents(made), contents(tmp_path / "other")
+    assert all(theirs[f"images/train/{i:06d}.png"] != ours[f"images/train/{i:06d}.png"] for i in range(2))
+
+
+def test_more_images_do_not_change_the_first_ones(made, tmp_path):
+    shapes.generate(tmp_path / "fewer", seed=1, num_train=3, num_val=2, image_size=128)
+    many, few = contents(made), contents(tmp_path / "fewer")
+    assert all(many[name] == few[name] for name in few if name.endswith(".png"))
+    for name in FILES:
+        many, few = load(made, name), load(tmp_path / "fewer", name)
+        for key in ("images", "annotations", "categories"):
+            assert many[key][: len(few[key])] == few[key]
+
+
+def test_train_and_val_share_no_picture(made):
+    pictures = [content for name, content in contents(made).items() if name.endswith(".png")]
+    assert len(set(pictures)) == len(pictures) == SIZES["num_train"] + SIZES["num_val"]
+
+
+@pytest.mark.parametrize("size", [64, 128, 200])
+def test_shapes_pass_the_data_check_at_any_size(size, tmp_path):
+    shapes.generate(tmp_path / "set", seed=3, num_train=4, num_val=2, image_size=size)
+    for name in FILES:
+        data = check_coco(tmp_path / "set/annotations" / name, tmp_path / "set/images" / name.split("_")[1])
+        assert [category["name"] for category in data["categories"]] == list(shapes.CLASSES)
+
+
+def test_the_file_says_what_it_was_made_from(made):
+    info = load(made, "instances_train_fine.json")["info"]
+    assert (info["seed"], info["num_images"], info["image_size"]) == (1, 12, 128)
+
+
+def test_fine_masks_of_one_image_do_not_overlap(made):
+    for masks in masks_by_image(made, "instances_train_fine.json").values():
+        assert np.sum(masks, axis=0).max() == 1
+
+
+def test_every_object_shows_at_least_40_pixels(made):
+    for masks in masks_by_image(made, "instances_train_fine.json").values():
+        assert 1 <= len(masks) <= 8
+        assert min(mask.sum() for mask in masks) >= 40
+
+
+def test_fine_and_coarse_describe_the_same_instances(made):
+    for split in shapes.SPLITS:
+        fine, coarse = (load(made, f"instances_{split}_{grade}.json") for grade in ("fine", "coarse"))
+        assert fine["images"] == coarse["images"]
+        identity = [
+            [(a["id"], a["image_id"], a["category_id"]) for a in d["annotations"]] for d in (fine, coarse)
+        ]
+        assert identity[0] == identity[1]
+
+
+def test_coarse_polygons_are_near_but_not_equal_to_the_fine_masks(made):
+    """Mean over instances of the IoU of the rasterised polygon with the exact mask; measured 0.85."""
+    fine, coarse = (masks_by_image(made, f"instances_train_{grade}.json") for grade in ("fine", "coarse"))
+    pairs = [(f.astype(bool), c.astype(bool)) for i in fine for f, c in zip(fine[i], coarse[i])]
+    ious = [(f & c).sum() / (f | c).sum() for f, c in pairs]
+    assert 0.75 < np.mean(ious) < 0.97
+    assert min(ious) > 0.3
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bbox_and_area_belong_to_the_grades_own_mask(made, name):
+    coco = COCO(str(made / "annotations" / name))
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation)
+        ys, xs = np.nonzero(mask)
+        assert annotation["area"] == mask.sum()
+        box = [xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()]
+        assert annotation["bbox"] == box
+
+
+def test_colour_does_not_tell_the_class():
+    """Textures are drawn by a function that is not given the class: all classes have the same mean colour."""
+    colours = {category: [] for category in range(4)}
+    for index in range(60):
+        picture, classes, masks, _ = shapes._scene(5, "train", index, 64)
+        for category, mask in zip(classes, masks):
+            colours[category].append(picture[mask].mean() - picture.mean())
+    for found in colours.values():
+        assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
+
+
+def test_an_existing_folder_is_left_as_it_is(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/mine.txt").write_text("mine")
+    shapes.generate(tmp_path / "set", seed=1, **SIZES)
+    assert list(contents(tmp_path)) == ["set/mine.txt"]
+
+
+def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
+    whole = shapes._scene
+
+    def interrupted(seed, split, index, size):
+        if index == 2:
+            raise KeyboardInterrupt
+        return whole(seed, split, index, size)
+
+    monkeypatch.setattr(shapes, "_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.generate(tmp_path / "set", seed=1, **SIZES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_loser_of_a_race_discards_its_copy(tmp_path):
+    with shapes.whole_or_nothing(tmp_path / "set") as draft:
+        (draft / "who").write_text("second")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set/who").write_text("first")
+    assert contents(tmp_path) == {"set/who": b"first"}
+
+
+# --- the data check
+
+SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
+
+
+def rle(height=16, width=20, filled=True) -> dict:
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[3:9, 4:11] = filled
+    encoded = rle_tools.encode(mask)
+    return {**encoded, "counts": encoded["counts"].decode()}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A sound file of two images: a polygon, a crowd as uncompressed RLE, and a compressed RLE."""
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / "images" / name), np.zeros((16, 20, 3), np.uint8))
+    crowd = {"size": [16, 20], "counts": [5, 10, 305]}
+    found = [(7, 1, [SQUARE], 0), (8, 1, crowd, 1), (9, 2, rle(), 0)]
+    return {
+        "images": [
+            {"id": i, "file_name": n, "height": 16, "width": 20} for i, n in ((1, "a.png"), (2, "b.png"))
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": of,
+                "category_id": 1,
+                "bbox": [2, 2, 6, 6],
+                "segmentation": s,
+                "iscrowd": crowd,
+            }
+            for i, of, s, crowd in found
+        ],
+    }
+
+
+def write(tmp_path: Path, data) -> Path:
+    (tmp_path / "instances.json").write_text(data if isinstance(data, str) else json.dumps(data))
+    return tmp_path / "instances.json"
+
+
+def complaint(call, *places: str) -> str:
+    """The message of the InputError that ``call`` raises: one line, one sentence, naming each place."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".") and ". " not in message
+    assert ";" in message  # what to do follows what is wrong
+    for place in places:
+        assert place in message
+    return message
+
+
+def test_a_sound_file_comes_back_as_it_was_written(coco, tmp_path):
+    assert check_coco(write(tmp_path, coco), tmp_path / "images") == coco
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    complaint(lambda: check_coco(tmp_path / "none.json", tmp_path), "none.json", "does not exist")
+
+
+def test_a_folder_in_place_of_the_file_is_one_sentence(tmp_path):
+    complaint(lambda: check_coco(tmp_path, tmp_path), str(tmp_path), "cannot be read")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 200, -1])
+def test_a_file_that_is_cut_off_is_one_sentence(coco, tmp_path, cut):
+    json_file = write(tmp_path, json.dumps(coco)[:cut])
+    complaint(lambda: check_coco(json_file, tmp_path / "images"), str(json_file), "cut off")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"images": {}, "annotations": [], "categories": []}'])
+def test_json_that_is_not_coco_is_one_sentence(tmp_path, content):
+    json_file = write(tmp_path, content)
+    complaint(lambda: check_coco(json_file, tmp_path), str(json_file), "no list 'images'")
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_an_empty_list_is_one_sentence(coco, tmp_path, name):
+    coco[name] = []
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "instances.json", f"no {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("images", key) for key in ("id", "file_name", "height", "width")]
+    + [("annotations", key) for key in ("id", "image_id", "category_id", "bbox", "segmentation")]
+    + [("categories", key) for key in ("id", "name")],
+)
+def test_a_missing_key_is_one_sentence(coco, tmp_path, name, key):
+    del coco[name][0][key]
+    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
+    complaint(call, "instances.json", f"Entry 0 of '{name}'", f"lacks {key}")
+
+
+FLAWS = {
+    "an entry that is no object": ("annotations", 1, 3, ["Entry 1 of 'annotations'"]),
+    "two images of one id": ("images", 1, {"id": 1}, ["image id 1", "more than once"]),
+    "two annotations of one id": ("annotations", 1, {"id": 7}, ["annotation id 7", "more than once"]),
+    "an id that is a list": ("images", 1, {"id": [1]}, ["image id [1]"]),
+    "an image without height": ("images", 1, {"height": 0}, ["Image 2", "height 0"]),
+    "a file name that is a number": ("images", 1, {"file_name": 4}, ["Image 2", "file_name 4"]),
+    "an image file that is missing": (
+        "images",
+        1,
+        {"file_name": "c.png"},
+        ["Image 2", "c.png", "1 of its 2"],
+    ),
+    "a folder that is missing": ("images", 1, {"file_name": "x/b.png"}, ["Image 2", "x/b.png", "1 of its 2"]),
+    "an image that is not listed": ("annotations", 0, {"image_id": 5}, ["Annotation 7", "image 5"]),
+    "a category that is not listed": ("annotations", 0, {"category_id": 5}, ["Annotation 7", "category 5"]),
+    "a bbox of three numbers": ("annotations", 0, {"bbox": [1, 2, 3]}, ["Annotation 7", "bbox"]),
+    "a bbox of texts": ("annotations", 0, {"bbox": ["1", 2, 3, 4]}, ["Annotation 7", "bbox"]),
+    "a segmentation that is a text": ("annotations", 0, {"segmentation": "x"}, ["Annotation 7", "neither"]),
+    "a flat polygon": ("annotations", 0, {"segmentation": SQUARE}, ["Annotation 7", "neither"]),
+    "a polygon of texts": (
+        "annotations",
+        0,
+        {"segmentation": [["1"] * 6]},
+        ["Annotation 7", "not all numbers"],
+    ),
+    "an odd polygon": (
+        "annotations",
+        0,
+        {"segmentation": [SQUARE[:7]]},
+        ["Annotation 7", "7 numbers, an odd"],
+    ),
+    "no polygon at all": ("annotations", 0, {"segmentation": []}, ["Annotation 7", "zero area"]),
+    "points in a line": (
+        "annotations",
+        0,
+        {"segmentation": [[1, 1, 2, 2, 3, 3]]},
+        ["Annotation 7", "zero area"],
+    ),
+    "an empty RLE": ("annotations", 0, {"segmentation": rle(filled=False)}, ["Annotation 7", "zero area"]),
+    "an RLE of another size": ("annotations", 0, {"segmentation": rle(20, 16)}, ["Annotation 7", "[20, 16]"]),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_flawed_entry_is_one_sentence_that_names_it(coco, tmp_path, flaw):
+    name, position, change, places = FLAWS[flaw]
+    coco[name][position] = {**coco[name][position], **change} if isinstance(change, dict) else change
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "instances.json", *places)
+
+
+def test_a_polygon_with_two_points_is_one_sentence(coco, tmp_path):
+    coco["annotations"][0]["segmentation"].append([1, 1, 5, 5])
+    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
+    complaint(call, "instances.json", "Annotation 7 of image 1 (a.png)", "2 points")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        rle()["counts"][:-1],
+        rle()["counts"] + "o",
+        "",
+        "\u20ac!",
+        "o" * 40,
+        [5, 10],
+        [330, -10],
+        ["5", 315],
+        None,
+    ],
+)
+def test_an_rle_that_does_not_decode_is_one_sentence(coco, tmp_path, counts):
+    coco["annotations"][2]["segmentation"]["counts"] = counts
+    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
+    complaint(call, "instances.json", "Annotation 9 of image 2 (b.png)", "does not decode")
+
+
+def test_a_missing_image_folder_counts_every_image(coco, tmp_path):
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "nowhere"), "nowhere", "2 of its 2")
+
+
+def test_annotations_of_zero_area_are_dropped_on_request(coco, tmp_path):
+    coco["annotations"][0]["segmentation"] = [[1.1, 1.1, 2.2, 2.2, 3.3, 3.3]]
+    json_file = write(tmp_path, coco)
+    with pytest.warns(UserWarning, match=r"dropped 1 annotations of zero area \(id 7\)$"):
+        data = check_coco(json_file, tmp_path / "images", drop_zero_area=True)
+    assert [annotation["id"] for annotation in data["annotations"]] == [8, 9]
+
+
+def test_a_sound_file_is_no_reason_to_warn(coco, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_coco(write(tmp_path, coco), tmp_path / "images", drop_zero_area=True)
+
+
+def test_a_file_of_nothing_but_zero_areas_is_one_sentence(coco, tmp_path):
+    for annotation in coco["annotations"]:
+        annotation["segmentation"] = []
+    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images", drop_zero_area=True)  # noqa: E731
+    with pytest.warns(UserWarning):
+        complaint(call, "instances.json")
+
+
+def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
+    from bmask.datasets.check import _area
+
+    rng = np.random.default_rng(0)
+    encoded = [a["segmentation"] for a in load(made, "instances_val_fine.json")["annotations"]]
+    for share in (0, 0.01, 0.5, 1):
+        mask = np.asfortranarray(rng.random((300, 200)) < share, dtype=np.uint8)
+        encoded.append({**(found := rle_tools.encode(mask)), "counts": found["counts"].decode()})
+    for found in encoded:
+        assert _area(found, *found["size"]) == rle_tools.area(found)
+
+
+def test_the_fingerprint_follows_the_bytes_and_their_order(tmp_path):
+    one, two = tmp_path / "1.json", tmp_path / "2.json"
+    one.write_text("{}")
+    two.write_text("[]")
+    assert fingerprint(one) == "44136fa355b3678a"  # sha256sum of {}
+    assert len({fingerprint(one), fingerprint(two), fingerprint(one, two), fingerprint(two, one)}) == 4
+
+
+# --- nuclei
+
+
+@pytest.fixture
+def stage1(tmp_path):
+    """A folder as stage1_train: RGBA pictures, one 0/255 mask a nucleus, and an empty mask."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "stage1_train"
+    for number in range(8):
+        folder = root / f"{number:064x}"
+        (folder / "images").mkdir(parents=True)
+        (folder / "masks").mkdir()
+        picture = rng.integers(0, 256, (24, 32, 4), dtype=np.uint8)
+        cv2.imwrite(str(folder / "images" / f"{folder.name}.png"), picture)
+        for nucleus in range(3):
+            mask = np.zeros((24, 32), np.uint8)
+            mask[8 * nucleus : 8 * nucleus + 5, 4 : 4 + 6 * nucleus] = 255  # the first one is empty
+            cv2.imwrite(str(folder / "masks" / f"{nucleus:064x}.png"), mask)
+    return root
+
+
+def zipped(root: Path) -> Path:
+    target = root.with_suffix(".zip")
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(root.rglob("*"), reverse=True):
+            archive.write(path, path.relative_to(root))
+        archive.writestr("__MACOSX/x/images/._x.png", b"")
+    return target
+
+
+def test_the_zip_and_the_folder_convert_to_the_same_bytes(stage1, tmp_path):
+    nuclei.convert(stage1, tmp_path / "one", val_share=0.5)
+    nuclei.convert(zipped(stage1), tmp_path / "two", val_share=0.5)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_nuclei_keep_their_pictures_and_masks(stage1, tmp_path):
+    nuclei.convert(stage1, tmp_path / "out", val_share=0.5)
+    seen = 0
+    for part in ("train", "val"):
+        data = check_coco(tmp_path / f"out/instances_{part}.json", tmp_path / "out/images")
+        assert [(category["id"], category["name"]) for category in data["categories"]] == [(1, "nucleus")]
+        assert [annotation["area"] for annotation in data["annotations"]] == [30, 60] * len(data["images"])
+        first = data["annotations"][0]
+        assert first["bbox"] == [4, 8, 6, 5]
+        assert rle_tools.decode(first["segmentation"])[8:13, 4:10].all()
+        for image in data["images"]:
+            source = stage1 / Path(image["file_name"]).stem / "images" / image["file_name"]
+            rgba, rgb = (
+                cv2.imread(str(p), -1) for p in (source, tmp_path / "out/images" / image["file_name"])
+            )
+            assert rgb.shape == (24, 32, 3) and (rgb == rgba[..., :3]).all()
+            seen += 1
+    assert seen == 8
+
+
+def test_the_part_of_an_image_does_not_depend_on_the_others(stage1, tmp_path):
+    def val(folder):
+        return {
+            image["file_name"] for image in json.loads((folder / "instances_val.json").read_text())["images"]
+        }
+
+    nuclei.convert(stage1, tmp_path / "all", val_share=0.5)
+    gone = sorted(stage1.iterdir())[::2]
+    for folder in gone:
+        folder.rename(tmp_path / folder.name)
+    nuclei.convert(stage1, tmp_path / "half", val_share=0.5)
+    assert val(tmp_path / "half") == val(tmp_path / "all") - {f"{folder.name}.png" for folder in gone}
+
+
+def test_an_interrupted_conversion_leaves_nothing_behind(stage1, tmp_path, monkeypatch):
+    def interrupted(mask):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nuclei, "_annotation", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nuclei.convert(stage1, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["stage1_train"]
+
+
+def test_a_source_that_does_not_exist_is_one_sentence(tmp_path):
+    complaint(lambda: nuclei.convert(tmp_path / "none.zip", tmp_path / "out"), "none.zip", "does not exist")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", None])
+def test_a_source_that_is_no_zip_is_one_sentence(stage1, tmp_path, content):
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(zipped(stage1).read_bytes()[:2000] if content is None else content)
+    complaint(lambda: nuclei.convert(broken, tmp_path / "out"), "broken.zip", "complete zip")
+
+
+def test_a_source_without_nuclei_is_one_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    complaint(lambda: nuclei.convert(tmp_path / "empty", tmp_path / "out"), "empty", "holds no")
+
+
+def test_masks_without_their_image_are_one_sentence(stage1, tmp_path):
+    first = sorted(stage1.iterdir())[0]
+    (first / "images" / f"{first.name}.png").unlink()
+    complaint(lambda: nuclei.convert(stage1, tmp_path / "out"), "stage1_train", first.name)
+
+
+@pytest.mark.parametrize(("size", "words"), [((30, 32), "32 x 30"), (None, "no readable PNG")])
+def test_a_mask_of_another_size_or_no_png_is_one_sentence(stage1, tmp_path, size, words):
+    path = sorted(stage1.rglob("masks/*.png"))[4]
+    path.write_bytes(b"" if size is None else cv2.imencode(".png", np.full(size, 255, np.uint8))[1].tobytes())
+    complaint(lambda: nuclei.convert(stage1, tmp_path / "out"), str(path.relative_to(stage1)), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_download_that_fails_leaves_nothing_and_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(nuclei, "URL", (tmp_path / "nowhere.zip").as_uri())
+    complaint(lambda: nuclei.download(tmp_path / "got/stage1.zip"), nuclei.URL, "got/stage1.zip")
+    assert not list((tmp_path / "got").iterdir())
+
+
+def test_a_download_arrives_whole(stage1, tmp_path, monkeypatch):
+    monkeypatch.setattr(nuclei, "URL", zipped(stage1).as_uri())
+    nuclei.download(tmp_path / "got/stage1.zip")
+    assert contents(tmp_path / "got") == {"stage1.zip": zipped(stage1).read_bytes()}
+
+
+def test_the_prepared_nuclei_pass_the_data_check():
+    folder = Path(__file__).resolve().parents[2] / "shared/data/nuclei"
+    if not folder.is_dir():
+        pytest.skip("../shared/data/nuclei is not here")
+    for part in ("train", "val"):
+        assert check_coco(folder / f"instances_{part}.json", folder / "images")["images"]
