@@ -65,7 +65,7 @@ def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) 
     Args:
         truth: a COCO instance file.
         detections: in COCO's results format, with the ids of ``truth``.
-        max_dets: detections that count, an image.
+        max_dets: detections that count, an image and class.
 
     Returns:
         For each of ``bbox``, ``segm`` and ``boundary`` a dict with AP, AP50, AP75, APs, APm, APl,
@@ -83,7 +83,7 @@ def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: in
     evaluation = COCOeval_faster(
         ground_truth, ground_truth.loadRes(detections), kind, print_function=lambda *_: None
     )
-    evaluation.params.maxDets = [1, 10, max_dets]
+    evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     # IoU threshold x recall x class x size (all, small, medium, large), at max_dets

@@ -176,8 +176,7 @@ class _Pool:
         failed = []
         # A kill of this process has to end as Ctrl-C does, with the workers stopped and their states kept.
         previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        bar = tqdm(total=total, initial=sum(done.values()), unit="it", dynamic_ncols=True)
-        pause, shown = (0.5 if sys.stderr.isatty() else 20), 0.0
+        bar = tqdm(total=total, initial=sum(done.values()), unit="it", miniters=0, dynamic_ncols=True)
         try:
             while self.waiting or self.workers:
                 while self.waiting and len(self.workers) < self.jobs:
@@ -202,13 +201,10 @@ class _Pool:
                         tqdm.write(_why(run, status), file=sys.stderr)
                     else:
                         done[run] = run.cfg.SOLVER.MAX_ITER
-                bar.n = sum(done.values())
                 finished = len(self.runs) - len(self.waiting) - len(self.workers)
                 bar.set_description_str(f"{finished} of {len(self.runs)} runs done", refresh=False)
                 bar.set_postfix_str(", ".join(texts), refresh=False)
-                if time.monotonic() - shown > pause:
-                    shown = time.monotonic()
-                    bar.refresh()
+                bar.update(sum(done.values()) - bar.n)
         finally:
             bar.close()
             for worker in self.workers.values():

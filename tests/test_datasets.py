@@ -281,6 +281,13 @@ FLAWS = {
     "a folder that is missing": ("images", 1, {"file_name": "x/b.png"}, ["Image 2", "x/b.png", "1 of its 2"]),
     "an image that is not listed": ("annotations", 0, {"image_id": 5}, ["Annotation 7", "image 5"]),
     "a category that is not listed": ("annotations", 0, {"category_id": 5}, ["Annotation 7", "category 5"]),
+    "an image id that is a list": ("annotations", 0, {"image_id": [1]}, ["Annotation 7", "image [1]"]),
+    "a category id that is a list": (
+        "annotations",
+        0,
+        {"category_id": [1]},
+        ["Annotation 7", "category [1]"],
+    ),
     "a bbox of three numbers": ("annotations", 0, {"bbox": [1, 2, 3]}, ["Annotation 7", "bbox"]),
     "a bbox of texts": ("annotations", 0, {"bbox": ["1", 2, 3, 4]}, ["Annotation 7", "bbox"]),
     "a segmentation that is a text": ("annotations", 0, {"segmentation": "x"}, ["Annotation 7", "neither"]),

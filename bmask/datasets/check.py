@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from numbers import Real
 from operator import mul
 from pathlib import Path
 
@@ -22,7 +21,7 @@ REQUIRED = {
 
 
 class _Flaw(Exception):
-    """What is wrong with one segmentation, and what to do; the caller knows where."""
+    """What is wrong with one annotation, and what to do; the caller knows where."""
 
 
 def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = False) -> dict:
@@ -49,31 +48,18 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
     _by_id(json_file, "annotation", data["annotations"])
     empty = []
     for annotation in data["annotations"]:
-        if annotation["image_id"] not in images:
-            raise InputError(
-                f"Annotation {annotation['id']} in {json_file} names image {annotation['image_id']!r}, which"
-                " the file does not list; add the image or remove the annotation."
-            )
-        image = images[annotation["image_id"]]
-        where = f"Annotation {annotation['id']} of image {image['id']} ({image['file_name']}) in {json_file}"
-        if annotation["category_id"] not in categories:
-            raise InputError(
-                f"{where} names category {annotation['category_id']!r}, which the file does not list; add"
-                " the category or correct the annotation."
-            )
-        bbox = annotation["bbox"]
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(side, Real) for side in bbox):
-            raise InputError(f"{where} has a bbox that is not four numbers; write [x, y, width, height].")
+        image_id = annotation["image_id"]
+        image = images.get(image_id) if isinstance(image_id, (int, str)) else None
         try:
-            area = _area(annotation["segmentation"], image["height"], image["width"])
-        except _Flaw as flaw:
-            raise InputError(f"{where} has {flaw}.") from None
-        if not area > 0:
-            if not drop_zero_area:
-                raise InputError(
-                    f"{where} has a mask of zero area; remove the annotation, or let the check drop such"
-                    " annotations (drop_zero_area)."
+            area = _checked_area(annotation, image, categories)
+            if area == 0 and not drop_zero_area:
+                raise _Flaw(
+                    "has a mask of zero area; remove it or have such annotations dropped (drop_zero_area)"
                 )
+        except _Flaw as flaw:
+            owner = f" of image {image['id']} ({image['file_name']})" if image else ""
+            raise InputError(f"Annotation {annotation['id']}{owner} in {json_file} {flaw}.") from None
+        if area == 0:
             empty.append(annotation["id"])
     if empty:
         some = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
@@ -168,38 +154,64 @@ def _check_files(json_file: Path, image_root: Path, images: list[dict]) -> None:
         )
 
 
+def _checked_area(annotation: dict, image: dict | None, categories: dict) -> float:
+    """The area of an annotation's mask in pixels; raises _Flaw where the annotation is not sound."""
+    if image is None:
+        raise _Flaw(
+            f"names image {annotation['image_id']!r}, which the file does not list; add the image or"
+            " remove the annotation"
+        )
+    if not isinstance(annotation["category_id"], (int, str)) or annotation["category_id"] not in categories:
+        raise _Flaw(
+            f"names category {annotation['category_id']!r}, which the file does not list; add the category or"
+            " correct the annotation"
+        )
+    bbox = annotation["bbox"]
+    if (
+        not isinstance(bbox, list)
+        or len(bbox) != 4
+        or not all(isinstance(side, (int, float)) for side in bbox)
+    ):
+        raise _Flaw("has a bbox that is not four numbers; write [x, y, width, height]")
+    return _area(annotation["segmentation"], image["height"], image["width"])
+
+
 def _area(segmentation: list | dict, height: int, width: int) -> float:
     """Area in pixels: of polygons by the shoelace formula, summed over the parts; of an RLE by its runs."""
     if isinstance(segmentation, dict):
         return _rle_area(segmentation, height, width)
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        raise _Flaw("a segmentation that is neither a list of polygons nor an RLE; write it as one of them")
+        raise _Flaw(
+            "has a segmentation that is neither a list of polygons nor an RLE; write it as one of them"
+        )
     total = 0.0
     for polygon in segmentation:
         if len(polygon) % 2:
-            raise _Flaw(f"a polygon of {len(polygon)} numbers, an odd count; write x and y of every point")
+            raise _Flaw(
+                f"has a polygon of {len(polygon)} numbers, an odd count; write x and y of every point"
+            )
         if len(polygon) < 6:
             points = "1 point" if len(polygon) == 2 else f"{len(polygon) // 2} points"
-            raise _Flaw(f"a polygon of {points} where three are needed; correct or remove the annotation")
+            raise _Flaw(f"has a polygon of {points} where three are needed; correct or remove the annotation")
         xs, ys = polygon[0::2], polygon[1::2]
         try:
             total += abs(sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))) / 2
         except TypeError:
-            raise _Flaw("a polygon whose coordinates are not all numbers; correct them") from None
+            raise _Flaw("has a polygon whose coordinates are not all numbers; correct them") from None
     return total if total > 1e-6 else 0.0  # rounding leaves a little on points in a line
 
 
 def _rle_area(rle: dict, height: int, width: int) -> int:
     if rle.get("size") != [height, width]:
         raise _Flaw(
-            f"an RLE of size {rle.get('size')} where the image is [{height}, {width}]; encode the mask at the"
-            " image's own size"
+            f"has an RLE of size {rle.get('size')} where the image is [{height}, {width}]; encode the mask"
+            " at the image's own size"
         )
     counts = rle.get("counts")
     runs = _decode(counts) if isinstance(counts, str) else counts
     sound = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not sound or sum(runs) != height * width:
-        raise _Flaw("an RLE that does not decode to its image's number of pixels; encode the mask again")
+        raise _Flaw("has an RLE that does not decode to its image's number of pixels; encode the mask again")
     return sum(runs[1::2])
 
 

@@ -99,7 +99,7 @@ def _scene(
     streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
     rng, coarse_rng = (np.random.default_rng(stream) for stream in streams)
     unit = size / 128
-    base = rng.uniform(90, 165) + rng.normal(0, 15, 3)
+    base = rng.uniform(95, 160) + rng.normal(0, 15, 3)
     canvas = _textured(rng, base, (size, size), unit)
     owner = np.full((size, size), -1)  # the object that each pixel shows
     classes, areas, centres = [], [], []
@@ -229,8 +229,8 @@ def _textured(rng: np.random.Generator, base: np.ndarray, shape: tuple[int, int]
         pattern = 1.4 * np.sin(np.cos(angle) * x + np.sin(angle) * y + warp)
         if kind == 2:
             pattern *= 1.4 * np.sin(np.cos(angle) * y - np.sin(angle) * x + warp)
-    colour = base + rng.normal(0, 14, 3)
-    contrast = rng.uniform(10, 20) * (1 + rng.normal(0, 0.3, 3))
+    colour = base + rng.normal(0, 42, 3)
+    contrast = rng.uniform(6, 13) * (1 + rng.normal(0, 0.3, 3))
     return colour.astype(np.float32) + pattern[..., None] * contrast.astype(np.float32)
 
 

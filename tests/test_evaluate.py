@@ -1,0 +1,105 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as rle_tools
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from bmask.evaluate import average_precision
+
+
+def encode(mask):
+    rle = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Random blocks on 12 images, of three classes and all COCO sizes, some crowds, and detections near and far."""
+    rng = np.random.default_rng(0)
+    images = [{"id": k + 1, "height": 160, "width": 200, "file_name": f"{k}.png"} for k in range(12)]
+    annotations, detections = [], []
+    for image in images:
+        for _ in range(rng.integers(0, 9)):
+            height, width = rng.integers(4, 130, 2)
+            y, x = rng.integers(0, 160 - height), rng.integers(0, 200 - width)
+            mask = np.zeros((160, 200), bool)
+            mask[y : y + height, x : x + width] = True
+            mask[y : y + height // 3, x : x + width // 3] = False
+            category = int(rng.integers(1, 4))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "segmentation": encode(mask),
+                    "bbox": [int(v) for v in (x, y, width, height)],
+                    "area": int(mask.sum()),
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+            for _ in range(rng.integers(0, 4)):
+                moved = np.roll(mask, rng.integers(-6, 7, 2), (0, 1))
+                detections.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": category if rng.random() < 0.9 else int(rng.integers(1, 4)),
+                        "segmentation": encode(moved),
+                        "bbox": [float(v) for v in rle_tools.toBbox(encode(moved))],
+                        "score": float(rng.random()),
+                    }
+                )
+    truth = tmp_path_factory.mktemp("truth") / "instances.json"
+    categories = [{"id": k, "name": f"class {k}"} for k in (1, 2, 3)]
+    truth.write_text(
+        json.dumps({"info": {}, "images": images, "annotations": annotations, "categories": categories})
+    )
+    return truth, detections
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_ap_is_that_of_pycocotools(scene, kind):
+    truth, detections = scene
+    ours = average_precision(truth, detections)[kind]
+    if kind == "segm":
+        detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(truth))
+        evaluation = COCOeval(reference, reference.loadRes(detections), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [ours[n] for n in names] == pytest.approx(list(100 * evaluation.stats[:6]), abs=1e-9)
+    assert 20 < ours["AP"] < 80  # the scene is neither trivial nor hopeless
+    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    assert list(ours["per_iou"]) == ["0.50", "0.55", "0.60", "0.65", "0.70", "0.75", "0.80", "0.85", "0.90", "0.95"]
+    assert list(ours["per_iou"].values()) == pytest.approx(100 * precision.mean((1, 2)), abs=1e-9)
+    assert list(ours["per_class"].values()) == pytest.approx(100 * precision.mean((0, 1)), abs=1e-9)
+
+
+def test_boundary_ap_is_100_for_the_truth_itself_and_strict_about_a_shift(scene):
+    truth, _ = scene
+    annotations = [a for a in json.loads(truth.read_text())["annotations"] if not a["iscrowd"]]
+    perfect = [{k: a[k] for k in ("image_id", "category_id", "segmentation", "bbox")} | {"score": 1.0} for a in annotations]
+    assert average_precision(truth, perfect)["boundary"]["AP"] == pytest.approx(100)
+    shifted = []
+    for d in perfect:
+        mask = np.roll(rle_tools.decode(d["segmentation"]), 3, axis=1)
+        shifted.append({**d, "segmentation": encode(mask)})
+    result = average_precision(truth, shifted)
+    assert result["boundary"]["AP"] < result["segm"]["AP"] - 10
+
+
+def test_no_detection_is_an_ap_of_zero(scene):
+    result = average_precision(scene[0], [])
+    assert result["segm"]["AP"] == result["bbox"]["AP"] == result["boundary"]["AP"] == 0
+
+
+def test_detections_beyond_the_limit_do_not_count(scene):
+    truth, detections = scene
+    one = average_precision(truth, detections, max_dets=1)["segm"]["AP"]
+    assert one < average_precision(truth, detections)["segm"]["AP"]

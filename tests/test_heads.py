@@ -1,0 +1,265 @@
+import itertools
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from fvcore.nn import FlopCountAnalysis
+
+from bmask import BoundaryPreservingHead, add_bmask_config, config
+from bmask.losses import BOUNDARY_LOSSES
+
+LEVELS = {f"p{k}": ShapeSpec(channels=8, stride=2**k) for k in (2, 3, 4, 5)}
+P2_TO_P5 = tuple(LEVELS)
+
+
+def make_head(**switches):
+    torch.manual_seed(0)
+    return BoundaryPreservingHead(LEVELS, **{"num_classes": 3, "conv_dim": 8, **switches})
+
+
+def make_features(images=2, size=64):
+    return {name: torch.randn(images, 8, size // s.stride, size // s.stride) for name, s in LEVELS.items()}
+
+
+def make_proposals(counts, size=64):
+    """Foreground proposals as the RoI heads hand them over: one Instances an image."""
+    proposals = []
+    for count in counts:
+        x = Instances((size, size))
+        corner = torch.rand(count, 2) * 20
+        x.proposal_boxes = Boxes(torch.cat([corner, corner + 20 + torch.rand(count, 2) * 20], dim=1))
+        x.gt_classes = torch.randint(0, 3, (count,))
+        x.gt_masks = BitMasks(torch.rand(count, size, size) > 0.5)
+        proposals.append(x)
+    return proposals
+
+
+def make_detections(counts, size=64):
+    detections = []
+    for proposals in make_proposals(counts, size):
+        x = Instances(proposals.image_size)
+        x.pred_boxes, x.pred_classes = proposals.proposal_boxes, proposals.gt_classes
+        detections.append(x)
+    return detections
+
+
+FUSIONS = list(itertools.product([True, False], repeat=2))
+SWITCHES = [
+    *({"m2b_fusion": a, "b2m_fusion": b} for a, b in FUSIONS),
+    *({"supervision": s} for s in ("mask", "none")),
+    *({"loss": x} for x in BOUNDARY_LOSSES),
+    *(
+        {"boundary_in_features": f, "boundary_resolution": r}
+        for f, r in itertools.product([("p2",), P2_TO_P5], [14, 28])
+    ),
+    {"dice_squared": False, "threshold": 0.1, "bce_weight": 2.0},
+    {"num_classes": 1},
+    {"norm": "GN", "conv_dim": 32},
+    {"num_mask_conv": 2, "num_boundary_conv": 1},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_every_switch_trains_all_of_its_parameters_and_predicts(switches):
+    head, features = make_head(**switches), make_features()
+    losses = head(features, make_proposals([3, 2]))
+    supervised = switches.get("supervision") != "none"
+    assert set(losses) == {"loss_mask"} | ({"loss_boundary"} if supervised else set())
+    sum(losses.values()).backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None] == []
+    detections = head.eval()(features, make_detections([4, 1]))
+    assert [x.pred_masks.shape for x in detections] == [(4, 1, 28, 28), (1, 1, 28, 28)]
+    assert not detections[0].has("pred_boundaries")
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+@pytest.mark.parametrize("counts", [[0, 3], [0, 0]], ids=["an image without", "a batch without"])
+def test_images_without_foreground_proposals(switches, counts):
+    head = make_head(**switches)
+    losses = head(make_features(), make_proposals(counts))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(x) for x in losses.values())
+    # Every parameter has a gradient, or ranks of a distributed job would wait for each other.
+    assert [n for n, p in head.named_parameters() if p.grad is None] == []
+    if sum(counts) == 0:
+        assert all(x == 0 for x in losses.values())
+
+
+def test_zero_detections():
+    head = make_head(output_boundaries=True).eval()
+    (detections,) = head(make_features(1), make_detections([0]))
+    assert detections.pred_masks.shape == detections.pred_boundaries.shape == (0, 1, 28, 28)
+
+
+def test_boundaries_are_given_on_request_and_do_not_change_the_masks():
+    for m2b, b2m in FUSIONS:
+        quiet, loud = (
+            make_head(m2b_fusion=m2b, b2m_fusion=b2m, output_boundaries=o).eval() for o in (False, True)
+        )
+        torch.manual_seed(1)
+        features, detections = make_features(), make_detections([2, 2])
+        masks = [x.pred_masks for x in quiet(features, detections)]
+        output = loud(features, detections)
+        assert all(torch.equal(a, x.pred_masks) for a, x in zip(masks, output))
+        assert output[0].pred_boundaries.shape == (2, 1, 28, 28)
+
+
+@pytest.mark.parametrize("m2b,b2m", FUSIONS)
+def test_a_branch_depends_on_the_other_through_its_fusion_alone(m2b, b2m):
+    head = make_head(m2b_fusion=m2b, b2m_fusion=b2m)
+    rm, rb = torch.randn(2, 8, 14, 14, requires_grad=True), torch.randn(2, 8, 28, 28, requires_grad=True)
+
+    def depends(output, inputs):
+        gradient = torch.autograd.grad(output.sum(), inputs, allow_unused=True, retain_graph=True)[0]
+        return gradient is not None and bool(gradient.abs().sum() > 0)
+
+    mask, boundary = head.layers(rm, rb)
+    assert depends(mask, rm) and depends(boundary, rb)
+    assert depends(boundary, rm) == m2b
+    assert depends(mask, rb) == b2m
+
+
+def test_the_fusion_is_equation_1():
+    head = make_head(num_boundary_conv=0, b2m_fusion=False)
+    rm, rb = torch.randn(2, 8, 14, 14), torch.randn(2, 8, 28, 28)
+    fm = rm
+    for k in range(4):
+        fm = torch.relu(getattr(head, f"mask_fcn{k + 1}").forward(fm))
+    convolved = torch.nn.functional.conv2d(fm, head.mask_to_boundary.weight, head.mask_to_boundary.bias)
+    rb_small = torch.nn.functional.conv2d(rb, head.downsample.weight, head.downsample.bias, stride=2, padding=1)
+    _, boundary = head.layers(rm, rb)
+    assert torch.allclose(boundary, convolved.relu() + rb_small.relu(), atol=1e-6)
+
+
+def test_only_the_map_of_the_instances_class_is_predicted():
+    head = make_head().eval()
+    features, detections = make_features(1), make_detections([3])
+    mask, _ = head.layers(*head.pool(features, [detections[0].pred_boxes]))
+    every_class = head.mask_predictor(torch.relu(head.mask_deconv(mask))).sigmoid()
+    expected = every_class[torch.arange(3), detections[0].pred_classes]
+    assert torch.allclose(head(features, detections)[0].pred_masks[:, 0], expected, atol=1e-6)
+
+
+def test_boundary_features_come_from_p2_or_from_the_level_of_the_rois_scale():
+    boxes = [Boxes(torch.tensor([[0.0, 0, 60, 60], [0, 0, 230, 230]]))]  # P2 and P4 by scale
+    features = {name: torch.full_like(f, k) for k, (name, f) in enumerate(make_features(1, 256).items(), 2)}
+    levels = lambda **s: make_head(**s).pool(features, boxes)[1].amax((1, 2, 3)).tolist()  # noqa: E731
+    assert levels() == [2, 2]
+    assert levels(boundary_in_features=P2_TO_P5) == [2, 4]
+
+
+def test_the_targets_are_those_of_the_ground_truth():
+    """A head that is certain of the ground truth's mask and boundary has next to no loss."""
+    head = make_head(num_classes=1)
+    proposals = make_proposals([1])
+    x = proposals[0]
+    x.proposal_boxes = Boxes(torch.tensor([[8.0, 8, 36, 36]]))  # 28 pixels: one a cell, no resampling
+    square = torch.zeros(1, 64, 64, dtype=torch.bool)
+    square[:, 14:30, 12:26] = True
+    x.gt_masks = BitMasks(square)
+    crop = square[:, 8:36, 8:36].float()
+    inner = torch.zeros_like(crop)
+    inner[:, 7:21, 5:17] = 1
+    certain = [40 * (2 * crop - 1), 40 * (2 * (crop - inner) - 1)]
+    head._predict = lambda *_: certain.pop(0)
+    losses = head(make_features(1), proposals)
+    assert losses["loss_mask"] < 1e-6 and losses["loss_boundary"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "switches,message",
+    [
+        ({"supervision": "edges"}, "edges.*boundary, mask, none"),
+        ({"loss": "focal"}, "focal.*dice_bce"),
+        ({"boundary_resolution": 20}, "20.*14"),
+        ({"supervision": "none", "b2m_fusion": False}, "nothing uses the boundary branch"),
+        ({"supervision": "none", "output_boundaries": True}, "no boundaries"),
+    ],
+)
+def test_impossible_switches_are_one_sentence(switches, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(**switches)
+
+
+def giga_multiply_adds(head, inputs):
+    """Without the final predictors, as Table 8 counts."""
+    flops = FlopCountAnalysis(head, inputs).unsupported_ops_warnings(False).by_module()
+    return (flops[""] - sum(n for name, n in flops.items() if name in ("deconv", "predictor"))) / 1e9
+
+
+def test_multiply_adds_are_those_of_table_8():
+    class Trunk(torch.nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head = head
+
+        def forward(self, mask, boundary):
+            return self.head.layers(mask, boundary)
+
+    levels = {name: ShapeSpec(channels=256, stride=s.stride) for name, s in LEVELS.items()}
+    ours = BoundaryPreservingHead(levels, num_classes=80)
+    count = giga_multiply_adds(Trunk(ours), (torch.zeros(1, 256, 14, 14), torch.zeros(1, 256, 28, 28)))
+    assert count == pytest.approx(0.95, abs=0.005)
+
+    class Plain(MaskRCNNConvUpsampleHead):
+        def forward(self, x):
+            return self.layers(x)
+
+    plain = Plain(ShapeSpec(channels=256, height=14, width=14), num_classes=80, conv_dims=[256] * 5)
+    assert giga_multiply_adds(plain, torch.zeros(1, 256, 14, 14)) == pytest.approx(0.46, abs=0.005)
+
+
+def test_layers_have_the_names_of_the_released_weights():
+    cfg = get_cfg()
+    add_bmask_config(cfg)
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True])
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "BoundaryPreservingHead"
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
+    prefix = "roi_heads.mask_head."
+    for name in ("StandardROIHeads", "CascadeROIHeads"):
+        cfg.MODEL.ROI_HEADS.NAME = name
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = name.startswith("Cascade")
+        model = build_model(cfg)
+        state = {k[len(prefix) :]: v.shape for k, v in model.state_dict().items() if k.startswith(prefix)}
+        layers = [f"mask_fcn{k}" for k in (1, 2, 3, 4)] + ["boundary_fcn1", "boundary_fcn2"]
+        layers += ["mask_final_fusion", "downsample", "mask_to_boundary", "boundary_to_mask"]
+        layers += ["mask_deconv", "mask_predictor", "boundary_deconv", "boundary_predictor"]
+        assert set(state) == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+        assert state["boundary_predictor.weight"] == (80, 256, 1, 1)
+        assert state["downsample.weight"] == (256, 256, 3, 3)
+
+
+def test_one_line_of_config_switches_the_head_on():
+    cfg = config.resolve("mask_rcnn", "smoke").clone()
+    cfg.defrost()
+    cfg.merge_from_list(["MODEL.ROI_MASK_HEAD.NAME", "BoundaryPreservingHead", "MODEL.DEVICE", "cpu"])
+    with pytest.raises(ValueError, match="POOLER_TYPE"):
+        build_model(cfg)
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
+    image = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}
+    model = build_model(cfg)
+    assert isinstance(model.roi_heads.mask_head, BoundaryPreservingHead)
+    image["instances"] = Instances((64, 64))
+    image["instances"].gt_boxes = Boxes(torch.tensor([[8.0, 8, 40, 40]]))
+    image["instances"].gt_classes = torch.tensor([1])
+    image["instances"].gt_masks = BitMasks(torch.ones(1, 64, 64, dtype=torch.bool))
+    with EventStorage():
+        losses = model([image])
+    assert {"loss_mask", "loss_boundary", "loss_cls", "loss_box_reg"} <= set(losses)
+    with torch.no_grad():
+        assert model.eval()([image])[0]["instances"].pred_masks.shape[1:] == (64, 64)

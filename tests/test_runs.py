@@ -1,0 +1,277 @@
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+
+from bmask import config, datasets, runs, train
+from bmask.errors import InputError
+
+RUN = runs.Run("bmask_rcnn", "smoke", 0)
+
+
+def comparable(record):
+    """What has to be the same when the same run is made again: all but times and memory."""
+    return {k: record[k] for k in ("metrics", "losses", "config", "data_fingerprint")}
+
+
+def finished(process, seconds=240):
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The uninterrupted run, made once, in this process."""
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "OUTPUT", folder)
+        patch.delenv("BMASK_PARENT", raising=False)
+        assert runs.work(RUN, runs.Options(device="cpu")) == 0
+        return RUN.record()
+
+
+def test_the_same_seed_gives_the_same_numbers(reference, output):
+    assert runs.work(RUN, runs.Options(device="cpu")) == 0
+    assert comparable(RUN.record()) == comparable(reference)
+
+
+def test_another_seed_gives_other_numbers(reference, output):
+    other = runs.Run("bmask_rcnn", "smoke", 1)
+    assert runs.work(other, runs.Options(device="cpu")) == 0
+    assert other.record()["losses"] != reference["losses"]
+
+
+def test_a_record_holds_what_a_reader_needs(reference):
+    for kind in ("bbox", "segm", "boundary"):
+        metrics = reference["metrics"][kind]
+        assert set(metrics) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "per_iou", "per_class"}
+        assert len(metrics["per_iou"]) == 10 and set(metrics["per_class"]) == {"star", "blob", "gear", "leaf"}
+    assert reference["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert reference["device"] == "cpu" and reference["seconds_per_iteration"] > 0
+    assert reference["milliseconds_per_image"] > 0 and reference["peak_memory_mib"] > 100
+    assert "git_commit" in reference and len(reference["data_fingerprint"]) == 16
+    assert [x["iteration"] for x in reference["losses"]] == [1, 2, 3, 4, 5, 6]
+    terms = {"iteration", "loss_cls", "loss_box_reg", "loss_mask", "loss_boundary", "loss_rpn_cls", "loss_rpn_loc"}
+    assert set(reference["losses"][0]) == terms
+
+
+def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrupted_run(reference, output, bmask):
+    command = ("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
+    first = bmask(*command)
+    checkpoint = RUN.folder / "checkpoint.pth"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.01)
+    worker = json.loads((RUN.folder / "progress.json").read_text())["pid"] if _progress_exists() else None
+    first.kill()
+    if worker:
+        try:
+            os.kill(worker, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    finished(first)
+    assert not (RUN.folder / "record.json").exists(), "the run was over before it could be killed"
+    status, _, err = finished(bmask(*command))
+    assert status == 0, err
+    assert comparable(RUN.record()) == comparable(reference)
+
+
+def _progress_exists():
+    return (RUN.folder / "progress.json").exists()
+
+
+def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
+    cfg = RUN.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    data = datasets.prepare(cfg, None, output)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(iteration):
+        def report(done, _):
+            if done == iteration:
+                raise Stop
+
+        return report
+
+    (output / "whole").mkdir()
+    whole = train.train(cfg, data.train.load(), output / "whole", stop_at(None))
+    (output / "parts").mkdir()
+    for iteration in (1, 3, 4):
+        with pytest.raises(Stop):
+            train.train(cfg, data.train.load(), output / "parts", stop_at(iteration))
+    parts = train.train(cfg, data.train.load(), output / "parts", stop_at(None))
+    assert parts["losses"] == whole["losses"]
+    a, b = (torch.load(output / name / "checkpoint.pth", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+def test_a_half_written_file_is_never_seen(tmp_path):
+    target = tmp_path / "record.json"
+    target.write_text("old")
+
+    def write(path):
+        path.write_text("ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.write_atomically(target, write)
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["record.json"]
+
+
+def test_nothing_is_trained_twice(reference, output, monkeypatch):
+    RUN.folder.mkdir(parents=True)
+    (RUN.folder / "record.json").write_text(json.dumps(reference))
+    monkeypatch.setattr(runs, "_Pool", None)  # would start the work
+    assert runs.ensure([RUN], runs.Options(device="cpu"))
+    assert RUN.record() == reference  # published again
+
+
+def test_records_made_elsewhere_count_on_request_alone(reference, output, monkeypatch):
+    runs.write_text(RUN.published, json.dumps(reference))
+    assert runs._made(RUN, reuse=True) == reference
+    assert runs._made(RUN, reuse=False) is None
+
+
+def test_two_processes_that_want_the_same_run_do_it_once(output, bmask):
+    work = ("work", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
+    RUN.folder.mkdir(parents=True)
+    (RUN.folder / "progress.json").write_text(json.dumps({"pid": 4242, "host": "elsewhere"}))
+    with FileLock(RUN.folder / "lock"):
+        waiting = bmask(*work)
+        line = waiting.stdout.readline()
+        assert line == f"{RUN.name} is in the hands of process 4242 on elsewhere: waiting\n"
+        assert not (RUN.folder / "checkpoint.pth").exists()
+        (RUN.folder / "record.json").write_text('{"made": "by the other"}')
+    status, _, err = finished(waiting)
+    assert status == 0, err
+    assert RUN.record() == {"made": "by the other"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_iteration_and_terms(output, monkeypatch):
+    from bmask import heads
+
+    calls = []
+
+    def exploding(*arguments, **options):
+        calls.append(1)
+        return heads.bce_loss(*arguments[:2]) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(heads, "boundary_loss", exploding)
+    assert runs.work(RUN, runs.Options(device="cpu")) == runs.FAILED
+    assert RUN.record()["failed"] == "iteration 4: loss_boundary not finite"
+    assert not (RUN.folder / "record.json").exists()
+    saved = torch.load(RUN.folder / "checkpoint.pth", weights_only=True)
+    assert saved["iteration"] == 2 and all(v.isfinite().all() for v in saved["model"].values())
+
+
+def test_two_processes_train_one_run_over_gloo(output, bmask):
+    status, _, err = finished(
+        bmask("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu", "--num-gpus", "2")
+    )
+    assert status == 0, err
+    record = RUN.record()
+    assert record["num_gpus"] == 2 and record["metrics"]["segm"]["AP"] >= 0
+    assert len(record["losses"]) == 6
+    state = torch.load(RUN.folder / "checkpoint.pth", weights_only=True)
+    assert state["iteration"] == 6
+
+
+def test_ranks_share_the_stream_of_one_process(output, monkeypatch):
+    """Two ranks of half the batch see, together, the images that one process sees."""
+    from detectron2.utils import comm
+
+    cfg = RUN.cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    images = datasets.prepare(cfg, None, output).train.load()
+
+    def stream(rank, size, count=4):
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(comm, "get_world_size", lambda: size)
+        loader = iter(train.train_loader(cfg, images, 0))
+        return [[x["image_id"] for x in next(loader)] for _ in range(count)]
+
+    one, left, right = stream(0, 1), stream(0, 2), stream(1, 2)
+    assert [sorted(a + b) for a, b in zip(left, right)] == [sorted(x) for x in one]
+
+
+def test_the_identity_is_of_what_is_computed_not_of_where():
+    cfg = RUN.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = "cuda", "/elsewhere", 7
+    assert config.identity(cfg) == config.identity(RUN.cfg)
+    cfg.SOLVER.BASE_LR *= 2
+    assert config.identity(cfg) != config.identity(RUN.cfg)
+
+
+@pytest.mark.parametrize("profile", config.available("profile"))
+def test_every_variant_is_another_run_in_every_profile(profile):
+    names = config.available("variant")
+    assert len({config.identity(config.resolve(name, profile)) for name in names}) == len(names)
+
+
+def test_the_paper_profile_is_the_papers_protocol():
+    """Section 4, Implementation details, and the sizes of the ablations."""
+    cfg = config.resolve("bmask_rcnn", "paper")
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (0.02, 16)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.GAMMA) == (90000, (60000, 80000), 0.1)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (600, 1000)
+    assert cfg.MODEL.RESNETS.DEPTH == 50 and cfg.MODEL.RESNETS.NORM == "FrozenBN"
+    assert "ImageNet" in cfg.MODEL.WEIGHTS and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
+    head = cfg.MODEL.BOUNDARY_MASK_HEAD
+    assert (tuple(head.IN_FEATURES), head.POOLER_RESOLUTION, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION) == (("p2",), 28, 14)
+    assert (head.LOSS, head.BCE_WEIGHT, head.DICE_SQUARED, head.THRESHOLD) == ("dice_bce", 1.0, True, 0.0)
+
+
+def test_the_rows_of_table_3_add_one_component_each():
+    rows = [config.resolve(v, "paper").MODEL for v in __import__("bmask.tables", fromlist=["spec"]).spec("3")["rows"]]
+    assert rows[0].ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
+    switches = [
+        (
+            row.BOUNDARY_MASK_HEAD.SUPERVISION,
+            row.BOUNDARY_MASK_HEAD.M2B_FUSION and row.BOUNDARY_MASK_HEAD.B2M_FUSION,
+            row.BOUNDARY_MASK_HEAD.LOSS,
+            (len(row.BOUNDARY_MASK_HEAD.IN_FEATURES), row.BOUNDARY_MASK_HEAD.POOLER_RESOLUTION),
+        )
+        for row in rows[1:]
+    ]
+    assert switches == [
+        ("boundary", False, "bce", (4, 14)),
+        ("boundary", True, "bce", (4, 14)),
+        ("boundary", True, "dice_bce", (4, 14)),
+        ("boundary", True, "dice_bce", (1, 28)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"device": "cuda"}, "no GPU on this machine"),
+        ({"device": "tpu"}, "choose auto, cpu or cuda"),
+        ({"num_gpus": 2}, "NUM_GPUS is 2, but this machine has 0"),
+        ({"num_gpus": 0}, "NUM_GPUS has to be 1 or more"),
+        ({"num_gpus": 3, "device": "cpu"}, "2 images a batch do not split over NUM_GPUS=3"),
+        ({"jobs": -1}, "JOBS"),
+    ],
+)
+def test_devices_that_are_not_there_are_one_sentence(output, monkeypatch, options, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match=message):
+        runs.ensure([RUN], runs.Options(**options))
+    assert os.listdir(output) == []
+
+
+def test_rows_of_one_table_must_have_seen_the_same_data(reference, output):
+    RUN.folder.mkdir(parents=True)
+    (RUN.folder / "record.json").write_text(json.dumps({**reference, "data_fingerprint": "0123456789abcdef"}))
+    with pytest.raises(InputError, match="trained on other data"):
+        runs.ensure([RUN, runs.Run("mask_rcnn", "smoke", 0)], runs.Options(device="cpu"))
