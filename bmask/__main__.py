@@ -46,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     table.set_defaults(command=_table)
 
+    picture = commands.add_parser("picture", help="draw what Mask R-CNN and BMask R-CNN find in the first test images")
+    picture.add_argument("--profile", default="cpu")
+    picture.add_argument("--seed", type=int, default=0)
+    picture.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    picture.add_argument("--data", help="folder of the data set")
+    picture.set_defaults(command=_picture)
+
     work = commands.add_parser("work", help="train and evaluate one run in this process: what `run` starts")
     work.add_argument("variant")
     work.add_argument("--seed", type=int, default=0)
@@ -80,6 +87,23 @@ def _table(options) -> int:
     from . import config, tables
 
     print(tables.write(options.table, options.profile, config.parse_seeds(options.seeds)).read_text())
+
+
+def _picture(options) -> int:
+    from . import datasets, figures, runs
+
+    pair = [runs.Run(variant, options.profile, options.seed) for variant in ("mask_rcnn", "bmask_rcnn")]
+    for run in pair:
+        if not (run.folder / "record.json").exists():
+            raise InputError(
+                f"{run.name} has not been trained here: `python -m bmask run --variant {run.variant} "
+                f"--profile {options.profile} --seeds {options.seed}` does it"
+            )
+    device = runs.check_device(runs.Options(options.device))
+    data = datasets.prepare(pair[0].cfg, options.data and Path(options.data), runs.OUTPUT)
+    path = runs.OUTPUT / "results" / options.profile / "examples.png"
+    figures.save(figures.examples(figures.example_rows(pair, data, device, count=4)), path)
+    print(path)
 
 
 def _work(options) -> int:

@@ -13,11 +13,19 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 from torch.utils.data import DataLoader
 
 IOU_TYPES = ("bbox", "segm", "boundary")
+
+
+def load_model(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
+    """The model of a configuration with the weights of a checkpoint, ready for inference."""
+    model = build_model(cfg)
+    model.load_state_dict(torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)["model"])
+    return model.eval()
 
 
 @torch.no_grad()
@@ -35,7 +43,6 @@ def detect(
         milliseconds that the model took for one image, reading and mask encoding left out. On other ranks
         an empty list and 0.
     """
-    model.eval()
     sampler = InferenceSampler(len(dataset))
     loader = DataLoader(
         MapDataset(dataset, DatasetMapper(cfg, is_train=False)),

@@ -274,7 +274,6 @@ def work(run: Run, options: Options) -> int:
 
 
 def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
-    from detectron2.modeling import build_model
     from detectron2.utils import comm
 
     from . import evaluate, train
@@ -313,9 +312,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
         if comm.get_world_size() > 1:
             raise  # the other ranks may not have seen it: the launcher has to stop them
         return
-    model = build_model(cfg)
-    saved = torch.load(run.folder / "checkpoint.pth", map_location=device, weights_only=True)
-    model.load_state_dict(saved["model"])
+    model = evaluate.load_model(cfg, run.folder / "checkpoint.pth")
     detections, milliseconds = evaluate.detect(
         cfg, model, data.val.load(), lambda i, n: report(f"evaluating {i}/{n}", total)
     )

@@ -18,7 +18,9 @@ from detectron2.data import DatasetMapper
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -129,6 +131,19 @@ def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int
     if cfg.MODEL.DEVICE == "cuda":
         result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return result
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """detectron2's SGD, or AdamW with the same learning rates, weight decays and clipping."""
+    if cfg.STUDY.OPTIMIZER == "sgd":
+        return build_sgd(cfg, model)
+    if cfg.STUDY.OPTIMIZER != "adamw":
+        raise ValueError(f"unknown STUDY.OPTIMIZER {cfg.STUDY.OPTIMIZER!r}: choose sgd or adamw")
+    solver = cfg.SOLVER
+    parameters = get_default_optimizer_params(
+        model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, weight_decay_norm=solver.WEIGHT_DECAY_NORM
+    )
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(parameters, solver.BASE_LR))
 
 
 def train_loader(cfg: CfgNode, dataset: List[Dict], start: int) -> DataLoader:
