@@ -9,7 +9,6 @@ from pathlib import Path
 
 from .errors import InputError
 
-
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file needs no second line a second
 
@@ -36,8 +35,12 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--table", help="number of a table of the paper")
     what.add_argument("--variant", help="one model, a file of experiments/variants/")
     run.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
-    run.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)")
-    run.add_argument("--reuse", action="store_true", help="take the records in results/ that were made elsewhere")
+    run.add_argument(
+        "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
+    )
+    run.add_argument(
+        "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
+    )
     run.set_defaults(command=_run)
 
     table = commands.add_parser("table", help="show a table from the records in results/, and write it there")
@@ -46,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     table.set_defaults(command=_table)
 
-    picture = commands.add_parser("picture", help="draw what Mask R-CNN and BMask R-CNN find in the first test images")
+    picture = commands.add_parser(
+        "picture", help="draw what Mask R-CNN and BMask R-CNN find in the first test images"
+    )
     picture.add_argument("--profile", default="cpu")
     picture.add_argument("--seed", type=int, default=0)
     picture.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -59,9 +64,13 @@ def parser() -> argparse.ArgumentParser:
     work.set_defaults(command=_work)
 
     for command in (run, work):
-        command.add_argument("--profile", default="cpu", help="a file of experiments/profiles/ (default: cpu)")
+        command.add_argument(
+            "--profile", default="cpu", help="a file of experiments/profiles/ (default: cpu)"
+        )
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        command.add_argument("--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run")
+        command.add_argument(
+            "--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run"
+        )
         command.add_argument("--data", help="folder of the data set")
 
     nuclei = commands.add_parser("prepare-nuclei", help="download BBBC038 and convert it to COCO format")

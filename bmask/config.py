@@ -117,7 +117,9 @@ def parse_seeds(seeds) -> List[int]:
         parts = seeds.split(",") if isinstance(seeds, str) else seeds if isinstance(seeds, list) else [seeds]
         return sorted({int(seed) for seed in parts})
     except (TypeError, ValueError):
-        raise InputError(f"SEEDS is {seeds!r}: give whole numbers with commas between, such as 0,1,2") from None
+        raise InputError(
+            f"SEEDS is {seeds!r}: give whole numbers with commas between, such as 0,1,2"
+        ) from None
 
 
 def available(kind: str) -> List[str]:
@@ -128,7 +130,9 @@ def available(kind: str) -> List[str]:
 def nearest(kind: str, name: str, names: List[str]) -> InputError:
     """The error for an unknown name, with the nearest known one."""
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    return InputError(f"there is no {kind} {name!r}: did you mean {close[0]!r}? Known are {', '.join(names)}.")
+    return InputError(
+        f"there is no {kind} {name!r}: did you mean {close[0]!r}? Known are {', '.join(names)}."
+    )
 
 
 def _find(kind: str, name: str) -> Path:

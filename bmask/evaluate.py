@@ -109,7 +109,8 @@ def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: in
         **{name: mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
         "per_iou": {t: mean(everything[k]) for k, t in enumerate(thresholds)},
         "per_class": {
-            ground_truth.cats[c]["name"]: mean(everything[:, :, k]) for k, c in enumerate(evaluation.params.catIds)
+            ground_truth.cats[c]["name"]: mean(everything[:, :, k])
+            for k, c in enumerate(evaluation.params.catIds)
         },
     }
 

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .train import write_atomically
+from .files import write_bytes
 
 # Okabe and Ito's palette, told apart by colour-blind readers and, by marker, in greyscale.
 OURS, PAPER = "#0072B2", "#D55E00"
@@ -49,7 +49,12 @@ def component_gains(frame: pd.DataFrame, info: Dict) -> Figure:
             label="here",
         )
         panel.plot(
-            frame[f"paper d{metric}"], [r + 0.12 for r in rows], "D", color=PAPER, fillstyle="none", label="paper"
+            frame[f"paper d{metric}"],
+            [r + 0.12 for r in rows],
+            "D",
+            color=PAPER,
+            fillstyle="none",
+            label="paper",
         )
         panel.set_title(metric)
         panel.set_xlabel("difference to row 1 (AP points)", fontsize=8)
@@ -109,7 +114,9 @@ def example_rows(runs: Sequence, data, device: str, count: int, min_score: float
         cfg = run.cfg.clone()
         cfg.defrost()
         head = cfg.MODEL.BOUNDARY_MASK_HEAD
-        boundaries = cfg.MODEL.ROI_MASK_HEAD.NAME == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
+        boundaries = (
+            cfg.MODEL.ROI_MASK_HEAD.NAME == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
+        )
         cfg.MODEL.DEVICE, head.OUTPUT_BOUNDARIES = device, boundaries
         model, mapper = load_model(cfg, run.folder / "checkpoint.pth"), DatasetMapper(cfg, is_train=False)
         for image, row in zip(images, rows):
@@ -128,9 +135,7 @@ def example_rows(runs: Sequence, data, device: str, count: int, min_score: float
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, the same bytes for the same figure; a file that holds them is left alone."""
+    """Write a figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    if not path.exists() or path.read_bytes() != buffer.getvalue():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda p: p.write_bytes(buffer.getvalue()))
+    write_bytes(path, buffer.getvalue())

@@ -203,7 +203,9 @@ class BoundaryPreservingHead(nn.Module):
             self._add_field(instances, "pred_boundaries", boundary_logits)
         return instances
 
-    def pool(self, features: Dict[str, torch.Tensor], boxes: List[Boxes]) -> Tuple[torch.Tensor, torch.Tensor]:
+    def pool(
+        self, features: Dict[str, torch.Tensor], boxes: List[Boxes]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """The RoI features R_m (R, C, M, M) and R_b (R, C, B, B)."""
         return (
             self.mask_pooler([features[f] for f in self.mask_in_features], boxes),

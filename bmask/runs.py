@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from . import config, datasets
 from .errors import InputError
-from .train import NonFiniteLoss, write_atomically
+from .files import write_bytes
+from .train import NonFiniteLoss
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Everything that is written goes under this folder: data/, runs/ and results/.
@@ -101,7 +102,9 @@ def ensure(runs: List[Run], options: Options) -> bool:
             check_batch(run, options)
             data[run.profile] = datasets.prepare(run.cfg, options.data and Path(options.data), OUTPUT)
             _check_same_data(runs, data[run.profile].fingerprint, options.reuse)
-    jobs = options.jobs or (1 if device == "cuda" else max(1, (os.cpu_count() or 1) // open_runs[0].cfg.STUDY.THREADS))
+    jobs = options.jobs or (
+        1 if device == "cuda" else max(1, (os.cpu_count() or 1) // open_runs[0].cfg.STUDY.THREADS)
+    )
     return _Pool(open_runs, options, jobs).carry_out()
 
 
@@ -126,21 +129,14 @@ def check_device(options: Options) -> str:
 def check_batch(run: Run, options: Options) -> None:
     batch = run.cfg.SOLVER.IMS_PER_BATCH
     if batch % options.num_gpus:
-        raise InputError(f"{batch} images a batch do not split over NUM_GPUS={options.num_gpus}: use a divisor")
+        raise InputError(
+            f"{batch} images a batch do not split over NUM_GPUS={options.num_gpus}: use a divisor"
+        )
 
 
 def publish(run: Run) -> None:
     """Copy the record of a run that was made here to where the tables read it, unless it is there already."""
-    content = (run.folder / "record.json").read_text()
-    if not run.published.exists() or run.published.read_text() != content:
-        write_text(run.published, content)
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a whole file at once; leave it alone, time stamp included, if it says so already."""
-    if not path.exists() or path.read_text() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda p: p.write_text(content))
+    write_bytes(run.published, (run.folder / "record.json").read_bytes())
 
 
 def _made(run: Run, reuse: bool) -> Optional[Dict]:
@@ -256,7 +252,10 @@ def work(run: Run, options: Options) -> int:
         lock.acquire(timeout=0)
     except Timeout:
         owner = _progress(run)
-        print(f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting", flush=True)
+        print(
+            f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting",
+            flush=True,
+        )
         lock.acquire()
     with lock:
         if not (run.folder / "record.json").exists():
@@ -298,8 +297,13 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
         _stop_if_orphaned()
         if comm.is_main_process():
             # The worker leads its process group, whichever of its processes this is.
-            state = {"pid": os.getpgrp(), "host": socket.gethostname(), "phase": phase, "iteration": iteration}
-            write_atomically(run.folder / "progress.json", lambda p: p.write_text(json.dumps(state)))
+            state = {
+                "pid": os.getpgrp(),
+                "host": socket.gethostname(),
+                "phase": phase,
+                "iteration": iteration,
+            }
+            write_bytes(run.folder / "progress.json", _json(state))
 
     total = cfg.SOLVER.MAX_ITER
     try:
@@ -307,7 +311,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
             cfg, data.train.load(), run.folder, lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i)
         )
     except NonFiniteLoss as error:
-        write_text(run.published, _json({**record, "failed": str(error)}))
+        write_bytes(run.published, _json({**record, "failed": str(error)}))
         print(error, flush=True)
         if comm.get_world_size() > 1:
             raise  # the other ranks may not have seen it: the launcher has to stop them
@@ -325,7 +329,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
     record["milliseconds_per_image"] = milliseconds
     record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record.update(trained)
-    write_text(run.folder / "record.json", _json(record))
+    write_bytes(run.folder / "record.json", _json(record))
 
 
 def _stop_if_orphaned() -> None:
@@ -380,5 +384,5 @@ def _cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _json(record: Dict) -> str:
-    return json.dumps(record, indent=1) + "\n"
+def _json(content: Dict) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -8,6 +8,7 @@ import yaml
 
 from . import runs
 from .config import EXPERIMENTS, nearest
+from .files import write_bytes
 
 # The paper's columns, as fields of a record's metrics. Its AP^b is the AP of boxes, not of boundaries.
 METRICS = {"AP": ("segm", "AP"), "AP50": ("segm", "AP50"), "AP75": ("segm", "AP75"), "APb": ("bbox", "AP")}
@@ -45,7 +46,9 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
         line = {**words.iloc[k], "variant": variant, "seeds": len(good)}
         for metric in info["metrics"]:
             kind, key = METRICS[metric]
-            ours = pd.Series({seed: record["metrics"][kind][key] for seed, record in good.items()}, dtype=float)
+            ours = pd.Series(
+                {seed: record["metrics"][kind][key] for seed, record in good.items()}, dtype=float
+            )
             baseline.setdefault(metric, ours)
             line[metric], line[f"{metric} std"] = ours.mean(), ours.std()
             difference = ours - baseline[metric]
@@ -83,7 +86,10 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
     if seeds == [1]:
         lines += ["One seed: there is no spread, and a difference may be noise.", ""]
     elif len(seeds) == 1 and seeds[0]:
-        lines += [f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed.", ""]
+        lines += [
+            f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed.",
+            "",
+        ]
     lines += [f"- {row['variant']}: {row['note']}" for _, row in frame.iterrows() if row["note"]]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -94,8 +100,8 @@ def write(number: str, profile: str, seeds: List[int]) -> Path:
 
     frame = table(number, profile, seeds)
     base = runs.OUTPUT / "results" / profile / f"table{number}"
-    runs.write_text(base.with_suffix(".csv"), frame.round(4).to_csv(index=False))
-    runs.write_text(base.with_suffix(".md"), to_markdown(number, profile, frame))
+    write_bytes(base.with_suffix(".csv"), frame.round(4).to_csv(index=False).encode())
+    write_bytes(base.with_suffix(".md"), to_markdown(number, profile, frame).encode())
     figures.save(figures.component_gains(frame, spec(number)), base.with_suffix(".png"))
     return base.with_suffix(".md")
 

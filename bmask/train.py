@@ -5,7 +5,6 @@ before. So a run that was killed and resumed computes what an uninterrupted one 
 """
 
 import itertools
-import os
 import time
 from pathlib import Path
 from typing import Callable, Dict, List
@@ -25,6 +24,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch.utils.data import DataLoader, Dataset
+
+from .files import write_file
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -93,7 +94,9 @@ def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int
         for iteration in range(start + 1, cfg.SOLVER.MAX_ITER + 1):
             batch = next(loader)
             # Proposals are sampled at random inside the model.
-            torch.manual_seed(np.random.SeedSequence([cfg.SEED, iteration, comm.get_rank()]).generate_state(1)[0])
+            torch.manual_seed(
+                np.random.SeedSequence([cfg.SEED, iteration, comm.get_rank()]).generate_state(1)[0]
+            )
             try:
                 with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
                     losses = model_or_ddp(batch)
@@ -118,7 +121,7 @@ def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int
                 seconds.append((time.perf_counter() - clock) / steps)
                 if save and comm.is_main_process():
                     state = {name: part.state_dict() for name, part in parts.items()}
-                    write_atomically(
+                    write_file(
                         checkpoint,
                         lambda path: torch.save(
                             {**state, "iteration": iteration, "losses": history, "seconds": seconds}, path
@@ -141,7 +144,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         raise ValueError(f"unknown STUDY.OPTIMIZER {cfg.STUDY.OPTIMIZER!r}: choose sgd or adamw")
     solver = cfg.SOLVER
     parameters = get_default_optimizer_params(
-        model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, weight_decay_norm=solver.WEIGHT_DECAY_NORM
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
     )
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(parameters, solver.BASE_LR))
 
@@ -150,7 +156,9 @@ def train_loader(cfg: CfgNode, dataset: List[Dict], start: int) -> DataLoader:
     """Batches of this rank, from iteration ``start`` on; each a function of the seed and its position alone."""
     per_rank, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
     if rest:
-        raise ValueError(f"{cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {comm.get_world_size()} GPUs")
+        raise ValueError(
+            f"{cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {comm.get_world_size()} GPUs"
+        )
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dataset = [x for x in dataset if any(not a.get("iscrowd", 0) for a in x["annotations"])]
 
@@ -184,13 +192,3 @@ class _SeededImages(Dataset):
         position, index = key
         np.random.seed(np.random.SeedSequence([self.seed, position, self.rank]).generate_state(1)[0])
         return self.mapper(self.dataset[index])
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then rename: no one sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,9 +11,11 @@ import pytest
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
-from bmask.datasets import nuclei, shapes
+from bmask.config import resolve
+from bmask.datasets import nuclei, prepare, shapes
 from bmask.datasets.check import check_coco, fingerprint
 from bmask.errors import InputError
+from bmask.files import whole_folder
 
 SIZES = {"num_train": 12, "num_val": 4, "image_size": 128}
 FILES = [f"instances_{split}_{grade}.json" for split in ("train", "val") for grade in ("fine", "coarse")]
@@ -160,7 +162,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_the_loser_of_a_race_discards_its_copy(tmp_path):
-    with shapes.whole_or_nothing(tmp_path / "set") as draft:
+    with whole_folder(tmp_path / "set") as draft:
         (draft / "who").write_text("second")
         (tmp_path / "set").mkdir()
         (tmp_path / "set/who").write_text("first")
@@ -517,9 +519,52 @@ def test_a_download_arrives_whole(stage1, tmp_path, monkeypatch):
     assert contents(tmp_path / "got") == {"stage1.zip": zipped(stage1).read_bytes()}
 
 
-def test_the_prepared_nuclei_pass_the_data_check():
+# --- where data lies
+
+
+def coco_tree(root: Path, categories: int) -> Path:
+    """COCO 2017 as it is unpacked, with one image a split and gaps between the category ids."""
+    for split in ("train", "val"):
+        (root / f"{split}2017").mkdir(parents=True)
+        cv2.imwrite(str(root / f"{split}2017/000000000009.jpg"), np.zeros((16, 20, 3), np.uint8))
+        content = {
+            "images": [{"id": 9, "file_name": "000000000009.jpg", "height": 16, "width": 20}],
+            "categories": [{"id": 2 * k + 1, "name": f"c{k}"} for k in range(categories)],
+            "annotations": [
+                {
+                    "id": 1,
+                    "image_id": 9,
+                    "category_id": 5,
+                    "bbox": [2, 2, 6, 6],
+                    "segmentation": [SQUARE],
+                    "iscrowd": 0,
+                }
+            ],
+        }
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_coco_is_found_in_detectron2s_layout(tmp_path, monkeypatch, named):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = coco_tree(tmp_path / "coco", 80)
+    data = prepare(resolve("bmask_rcnn", "paper"), root if named else None, tmp_path)
+    (image,) = data.train.load()
+    assert image["file_name"] == str(root / "train2017/000000000009.jpg")
+    assert image["annotations"][0]["category_id"] == 2  # the third of 80, counted from 0
+
+
+def test_another_number_of_classes_than_the_profiles_is_one_sentence(tmp_path):
+    root = coco_tree(tmp_path / "coco", 7)
+    with pytest.raises(InputError, match="has 7 categories, but the profile expects 80"):
+        prepare(resolve("bmask_rcnn", "paper"), root, tmp_path)
+
+
+def test_the_prepared_nuclei_pass_the_check():
     folder = Path(__file__).resolve().parents[2] / "shared/data/nuclei"
     if not folder.is_dir():
-        pytest.skip("../shared/data/nuclei is not here")
-    for part in ("train", "val"):
-        assert check_coco(folder / f"instances_{part}.json", folder / "images")["images"]
+        pytest.skip(f"the prepared nuclei are not at {folder}")
+    data = prepare(resolve("mask_rcnn", "nuclei"), folder, folder)
+    assert len(data.val.load()) == 128

@@ -131,7 +131,9 @@ def test_the_fusion_is_equation_1():
     for k in range(4):
         fm = torch.relu(getattr(head, f"mask_fcn{k + 1}").forward(fm))
     convolved = torch.nn.functional.conv2d(fm, head.mask_to_boundary.weight, head.mask_to_boundary.bias)
-    rb_small = torch.nn.functional.conv2d(rb, head.downsample.weight, head.downsample.bias, stride=2, padding=1)
+    rb_small = torch.nn.functional.conv2d(
+        rb, head.downsample.weight, head.downsample.bias, stride=2, padding=1
+    )
     _, boundary = head.layers(rm, rb)
     assert torch.allclose(boundary, convolved.relu() + rb_small.relu(), atol=1e-6)
 
@@ -217,7 +219,9 @@ def test_multiply_adds_are_those_of_table_8():
 def test_layers_have_the_names_of_the_released_weights():
     cfg = get_cfg()
     add_bmask_config(cfg)
-    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True])
+    cfg.merge_from_list(
+        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True]
+    )
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from bmask import config, datasets, runs, train
+from bmask import config, datasets, files, runs, tables, train
 from bmask.errors import InputError
 
 RUN = runs.Run("bmask_rcnn", "smoke", 0)
@@ -55,11 +55,21 @@ def test_a_record_holds_what_a_reader_needs(reference):
     assert reference["milliseconds_per_image"] > 0 and reference["peak_memory_mib"] > 100
     assert "git_commit" in reference and len(reference["data_fingerprint"]) == 16
     assert [x["iteration"] for x in reference["losses"]] == [1, 2, 3, 4, 5, 6]
-    terms = {"iteration", "loss_cls", "loss_box_reg", "loss_mask", "loss_boundary", "loss_rpn_cls", "loss_rpn_loc"}
+    terms = {
+        "iteration",
+        "loss_cls",
+        "loss_box_reg",
+        "loss_mask",
+        "loss_boundary",
+        "loss_rpn_cls",
+        "loss_rpn_loc",
+    }
     assert set(reference["losses"][0]) == terms
 
 
-def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrupted_run(reference, output, bmask):
+def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrupted_run(
+    reference, output, bmask
+):
     command = ("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
     first = bmask(*command)
     checkpoint = RUN.folder / "checkpoint.pth"
@@ -122,7 +132,7 @@ def test_a_half_written_file_is_never_seen(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train.write_atomically(target, write)
+        files.write_file(target, write)
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["record.json"]
 
 
@@ -135,7 +145,7 @@ def test_nothing_is_trained_twice(reference, output, monkeypatch):
 
 
 def test_records_made_elsewhere_count_on_request_alone(reference, output, monkeypatch):
-    runs.write_text(RUN.published, json.dumps(reference))
+    files.write_bytes(RUN.published, json.dumps(reference).encode())
     assert runs._made(RUN, reuse=True) == reference
     assert runs._made(RUN, reuse=False) is None
 
@@ -228,12 +238,16 @@ def test_the_paper_profile_is_the_papers_protocol():
     assert cfg.MODEL.RESNETS.DEPTH == 50 and cfg.MODEL.RESNETS.NORM == "FrozenBN"
     assert "ImageNet" in cfg.MODEL.WEIGHTS and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
     head = cfg.MODEL.BOUNDARY_MASK_HEAD
-    assert (tuple(head.IN_FEATURES), head.POOLER_RESOLUTION, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION) == (("p2",), 28, 14)
+    assert (tuple(head.IN_FEATURES), head.POOLER_RESOLUTION, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION) == (
+        ("p2",),
+        28,
+        14,
+    )
     assert (head.LOSS, head.BCE_WEIGHT, head.DICE_SQUARED, head.THRESHOLD) == ("dice_bce", 1.0, True, 0.0)
 
 
 def test_the_rows_of_table_3_add_one_component_each():
-    rows = [config.resolve(v, "paper").MODEL for v in __import__("bmask.tables", fromlist=["spec"]).spec("3")["rows"]]
+    rows = [config.resolve(v, "paper").MODEL for v in tables.spec("3")["rows"]]
     assert rows[0].ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
     switches = [
         (

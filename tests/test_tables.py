@@ -5,16 +5,25 @@ import sys
 import nbformat
 import pytest
 
-from bmask import config, figures, runs, tables
+from bmask import config, figures, files, runs, tables
 from bmask.errors import InputError
 
-METRIC = {"AP": 30.0, "AP50": 50.0, "AP75": 31.0, "APs": 1.0, "APm": 2.0, "APl": None, "per_iou": {}, "per_class": {}}
+METRIC = {
+    "AP": 30.0,
+    "AP50": 50.0,
+    "AP75": 31.0,
+    "APs": 1.0,
+    "APm": 2.0,
+    "APl": None,
+    "per_iou": {},
+    "per_class": {},
+}
 
 
-def publish(variant, seed, mask_ap, box_ap=40.0, **more):
+def publish(variant, seed, mask_ap, box_ap=40.0):
     run = runs.Run(variant, "smoke", seed)
     metrics = {"segm": {**METRIC, "AP": mask_ap}, "bbox": {**METRIC, "AP": box_ap}, "boundary": METRIC}
-    runs.write_text(run.published, json.dumps({"metrics": metrics, **more}))
+    files.write_bytes(run.published, json.dumps({"metrics": metrics}).encode())
 
 
 @pytest.fixture
@@ -26,7 +35,7 @@ def records(output):
             publish(variant, seed, 20 + k + 2 * seed * (k > 0) + 10 * seed, box_ap=40 + k)
     failed = runs.Run(rows[2], "smoke", 1)
     failed.published.unlink()
-    runs.write_text(failed.published, json.dumps({"failed": "iteration 7: loss_boundary not finite"}))
+    files.write_bytes(failed.published, b'{"failed": "iteration 7: loss_boundary not finite"}')
     return rows
 
 
@@ -89,7 +98,10 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
     [
         (["--table", "33"], "did you mean '3'"),
         (["--variant", "bmask_rcn"], "did you mean 'bmask_rcnn'"),
-        (["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"], "there is no data folder /does/not/exist"),
+        (
+            ["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"],
+            "there is no data folder /does/not/exist",
+        ),
         (["--table", "3", "--profile", "nuclei", "--data", "{}"], "instances_train.json"),
     ],
 )

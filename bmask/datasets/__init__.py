@@ -47,7 +47,8 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
         folder = shapes_folder(cfg, output)
         return {
             "train": Split(
-                folder / "annotations" / f"instances_train_{cfg.STUDY.SHAPES.GRADE}.json", folder / "images/train"
+                folder / "annotations" / f"instances_train_{cfg.STUDY.SHAPES.GRADE}.json",
+                folder / "images/train",
             ),
             "val": Split(folder / "annotations/instances_val_fine.json", folder / "images/val"),
         }
@@ -58,7 +59,8 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
         default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
         folder = _existing(data or default, "download COCO 2017 from cocodataset.org")
         return {
-            s: Split(folder / f"annotations/instances_{s}2017.json", folder / f"{s}2017") for s in ("train", "val")
+            s: Split(folder / f"annotations/instances_{s}2017.json", folder / f"{s}2017")
+            for s in ("train", "val")
         }
     raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei and coco")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bmask.errors import InputError
+from ..errors import InputError
 
 REQUIRED = {
     "images": ("id", "file_name", "height", "width"),

@@ -3,9 +3,7 @@
 import hashlib
 import http.client
 import json
-import os
 import urllib.request
-import uuid
 import zipfile
 import zlib
 from collections import defaultdict
@@ -18,8 +16,8 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
-from bmask.datasets.shapes import whole_or_nothing
-from bmask.errors import InputError
+from ..errors import InputError
+from ..files import whole_folder, write_file
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
 
@@ -29,28 +27,26 @@ def download(target: Path) -> None:
 
     Raises InputError when the network or the server fails.
     """
-    target = Path(target)
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with urllib.request.urlopen(URL, timeout=60) as answer, open(part, "wb") as stream:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, desc=target.name, unit="B", unit_scale=True) as bar:
-                while block := answer.read(1 << 20):
-                    stream.write(block)
-                    bar.update(len(block))
-            if size and stream.tell() != size:
-                raise http.client.IncompleteRead(b"", size - stream.tell())
-        os.replace(part, target)
+        write_file(target, _fetch)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{URL} could not be downloaded to {target} ({error}); try again, or fetch it on another machine"
             " and put it there."
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _fetch(target: Path) -> None:
+    with urllib.request.urlopen(URL, timeout=60) as answer, open(target, "wb") as stream:
+        size = int(answer.headers.get("Content-Length") or 0)
+        with tqdm(total=size or None, desc="stage1_train.zip", unit="B", unit_scale=True) as bar:
+            while block := answer.read(1 << 20):
+                stream.write(block)
+                bar.update(len(block))
+        if size and stream.tell() != size:
+            raise http.client.IncompleteRead(b"", size - stream.tell())
 
 
 def convert(source: Path, folder: Path, *, val_share: float = 0.2) -> None:
@@ -65,7 +61,7 @@ def convert(source: Path, folder: Path, *, val_share: float = 0.2) -> None:
     source, folder = Path(source), Path(folder)
     if folder.exists():
         return
-    with _opened(source) as (names, read), whole_or_nothing(folder) as draft:
+    with _opened(source) as (names, read), whole_folder(folder) as draft:
         images, masks = _layout(source, names)
         (draft / "images").mkdir()
         parts = {"train": ([], []), "val": ([], [])}

@@ -5,17 +5,15 @@ function of (seed, split, index), so asking for more pictures does not change th
 """
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
+
+from ..files import whole_folder
 
 CLASSES = ("star", "blob", "gear", "leaf")
 SPLITS = ("train", "val")
@@ -25,25 +23,6 @@ MIN_VISIBLE_PIXELS = 40
 TRIES = 20  # places tried for an object before it is left out
 
 Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u, v), outer radius 1, to inside or not
-
-
-@contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """Yield a draft folder that becomes ``folder`` when the block ends, and vanishes when it raises.
-
-    Of two processes that write the same ``folder`` the second one's draft is discarded.
-    """
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        try:
-            os.rename(draft, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def generate(folder: Path, *, seed: int, num_train: int, num_val: int, image_size: int) -> None:
@@ -57,7 +36,7 @@ def generate(folder: Path, *, seed: int, num_train: int, num_val: int, image_siz
     folder = Path(folder)
     if folder.exists():
         return
-    with whole_or_nothing(folder) as draft:
+    with whole_folder(folder) as draft:
         (draft / "annotations").mkdir()
         with tqdm(total=num_train + num_val, desc="shapes", unit="image") as bar:
             for split, count in zip(SPLITS, (num_train, num_val)):
