@@ -2,8 +2,9 @@
 
 import difflib
 import hashlib
+import json
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
@@ -83,9 +84,7 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     Raises:
         InputError: there is no such variant or profile, or a file does not fit.
     """
-    cfg = get_cfg()
-    add_bmask_config(cfg)
-    add_study_config(cfg)
+    cfg = _defaults()
     cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
     for kind, name in (("profile", profile), ("variant", variant)):
         path = _find(kind, name)
@@ -99,16 +98,35 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
 
 
 def identity(cfg: CN) -> str:
-    """Ten hexadecimal digits that stand for everything in ``cfg`` that a run's numbers depend on."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key in NOT_IDENTITY:
-        *nodes, leaf = key.split(".")
-        node = cfg
-        for name in nodes:
-            node = node[name]
-        del node[leaf]
-    return hashlib.sha256(cfg.dump(sort_keys=True).encode()).hexdigest()[:10]
+    """Ten hexadecimal digits that stand for everything in ``cfg`` that a run's numbers depend on.
+
+    Keys at their defaults do not count, so a key that is added later leaves the runs that do not use it alone.
+    """
+    defaults = _flat(_defaults())
+    chosen = {
+        key: value
+        for key, value in _flat(cfg).items()
+        if key not in NOT_IDENTITY and (key not in defaults or value != defaults[key])
+    }
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _defaults() -> CN:
+    cfg = get_cfg()
+    add_bmask_config(cfg)
+    add_study_config(cfg)
+    return cfg
+
+
+def _flat(node: CN, prefix: str = "") -> Dict[str, Any]:
+    """{"A.B": value}, with tuples as lists: YAML does not tell them apart."""
+    items = {}
+    for name, value in node.items():
+        if isinstance(value, CN):
+            items.update(_flat(value, f"{prefix}{name}."))
+        else:
+            items[prefix + name] = json.loads(json.dumps(value))
+    return items
 
 
 def parse_seeds(seeds) -> List[int]:

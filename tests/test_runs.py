@@ -213,10 +213,21 @@ def test_ranks_share_the_stream_of_one_process(output, monkeypatch):
     assert [sorted(a + b) for a, b in zip(left, right)] == [sorted(x) for x in one]
 
 
-def test_the_identity_is_of_what_is_computed_not_of_where():
+def with_new_key(add_config):
+    def add(cfg):
+        add_config(cfg)
+        cfg.MODEL.NEW_KEY = "at its default, from a later version"
+
+    return add
+
+
+def test_the_identity_is_of_what_is_computed_not_of_where(monkeypatch):
     cfg = RUN.cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = "cuda", "/elsewhere", 7
+    assert config.identity(cfg) == config.identity(RUN.cfg)
+    cfg.MODEL.NEW_KEY = "at its default, from a later version"
+    monkeypatch.setattr(config, "add_study_config", with_new_key(config.add_study_config))
     assert config.identity(cfg) == config.identity(RUN.cfg)
     cfg.SOLVER.BASE_LR *= 2
     assert config.identity(cfg) != config.identity(RUN.cfg)

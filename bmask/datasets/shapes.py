@@ -84,7 +84,7 @@ def _scene(
     classes, areas, centres = [], [], []
     for category in rng.integers(len(CLASSES), size=rng.integers(4, 9)):
         for _ in range(TRIES):
-            radius, centre = unit * rng.uniform(8, 32), rng.uniform(0, size, 2)
+            radius, centre = unit * rng.uniform(12, 36), rng.uniform(0, size, 2)
             if centres and rng.random() < 0.5:  # beside an earlier object, so that many overlap
                 centre = np.clip(rng.choice(centres) + rng.normal(0, radius, 2), 0, size)
             outline = OUTLINES[CLASSES[category]](rng, radius)
