@@ -1,6 +1,6 @@
 """A run: variant x profile x seed. Its identity, its state on disk, and how runs are carried out.
 
-A run keeps its state (``checkpoint.pth``, ``progress.json``, ``log.txt``, ``record.json``) in
+A run keeps its state (checkpoint, progress, log, fingerprint of the data, record) in
 ``runs/<profile>/<name>/`` and publishes its record to ``results/<profile>/runs/<name>.json``. Every run is a
 process of its own, which holds the lock of its folder for as long as it works on it.
 """
@@ -77,7 +77,7 @@ class Options:
 
 
 def ensure(runs: List[Run], options: Options) -> bool:
-    """Carry out the runs that have not been, with one progress bar over all of them.
+    """Carry out those of the runs, all of one profile, that have not been, with one progress bar.
 
     Everything is checked before anything is trained or written. Runs that another process works on are
     waited for.
@@ -96,12 +96,10 @@ def ensure(runs: List[Run], options: Options) -> bool:
     open_runs = [run for run in runs if not _made(run, options.reuse)]
     if not open_runs:
         return True
-    data = {}
     for run in open_runs:
-        if run.profile not in data:
-            check_batch(run, options)
-            data[run.profile] = datasets.prepare(run.cfg, options.data and Path(options.data), OUTPUT)
-            _check_same_data(runs, data[run.profile].fingerprint, options.reuse)
+        check_batch(run, options)
+    data = datasets.prepare(open_runs[0].cfg, options.data and Path(options.data), OUTPUT)
+    _check_same_data(runs, data.fingerprint)
     jobs = options.jobs or (
         1 if device == "cuda" else max(1, (os.cpu_count() or 1) // open_runs[0].cfg.STUDY.THREADS)
     )
@@ -148,13 +146,13 @@ def _made(run: Run, reuse: bool) -> Optional[Dict]:
     return record if record and "failed" not in record else None
 
 
-def _check_same_data(runs: List[Run], fingerprint: str, reuse: bool) -> None:
-    """Rows of one table must have seen the same data."""
+def _check_same_data(runs: List[Run], fingerprint: str) -> None:
+    """Rows of one table, and all parts of one training, must see the same data."""
     for run in runs:
-        other = (_made(run, reuse) or {}).get("data_fingerprint", fingerprint)
-        if other != fingerprint:
+        seen = run.folder / "data_fingerprint"
+        if seen.exists() and seen.read_text() != fingerprint:
             raise InputError(
-                f"{run.name} was trained on other data (fingerprint {other}, not {fingerprint}): "
+                f"{run.name} was trained on other data (fingerprint {seen.read_text()}, not {fingerprint}): "
                 f"use the same DATA, or move {run.folder} away"
             )
 
@@ -257,10 +255,12 @@ def work(run: Run, options: Options) -> int:
             flush=True,
         )
         lock.acquire()
-    with lock:
+    try:
         if not (run.folder / "record.json").exists():
             device = check_device(options)
             data = datasets.prepare(run.cfg, options.data and Path(options.data), OUTPUT)
+            _check_same_data([run], data.fingerprint)
+            write_bytes(run.folder / "data_fingerprint", data.fingerprint.encode())
             try:
                 launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=(run, data, device))
             except torch.multiprocessing.ProcessRaisedException:
@@ -269,6 +269,8 @@ def work(run: Run, options: Options) -> int:
         if not (run.folder / "record.json").exists():
             return FAILED
         publish(run)
+    finally:
+        lock.release()
     return 0
 
 

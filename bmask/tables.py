@@ -34,14 +34,15 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
     standard deviation over the seeds; empty for one seed), ``dM`` and ``dM std`` (the same of the difference to
     the first row with the same seed), and the paper's ``paper M`` and ``paper dM``. The columns before them
     say what the row is, in the paper's words; ``seeds`` counts the records and ``note`` says why there are
-    fewer than asked for.
+    fewer than asked for. ``attrs`` holds the devices, commits and data fingerprints of the records.
     """
     info = spec(number)
     paper = pd.read_csv(EXPERIMENTS / "paper" / info["paper"])
     words = paper[[c for c in paper.columns if c not in info["metrics"]]].replace({"yes": "✓", "no": "–"})
-    lines, baseline = [], {}
+    lines, baseline, found = [], {}, []
     for k, variant in enumerate(info["rows"]):
         records = {seed: runs.Run(variant, profile, seed).record() for seed in seeds}
+        found += [record for record in records.values() if record]
         good = {seed: record for seed, record in records.items() if record and "failed" not in record}
         line = {**words.iloc[k], "variant": variant, "seeds": len(good)}
         for metric in info["metrics"]:
@@ -61,7 +62,10 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
             if seed not in good
         )
         lines.append(line)
-    return pd.DataFrame(lines)
+    frame = pd.DataFrame(lines)
+    for key in ("device_name", "git_commit", "data_fingerprint"):
+        frame.attrs[key] = sorted({str(record.get(key)) for record in found})
+    return frame
 
 
 def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
@@ -91,6 +95,13 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
             "",
         ]
     lines += [f"- {row['variant']}: {row['note']}" for _, row in frame.iterrows() if row["note"]]
+    made = {key: ", ".join(values) for key, values in frame.attrs.items()}
+    if made["device_name"]:
+        lines += [
+            f"Made on {made['device_name']}, at commit {made['git_commit']}, from data {made['data_fingerprint']}."
+        ]
+    if len(frame.attrs["data_fingerprint"]) > 1:
+        lines += ["**The rows have seen different data: do not compare them.**"]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -20,10 +20,11 @@ METRIC = {
 }
 
 
-def publish(variant, seed, mask_ap, box_ap=40.0):
+def publish(variant, seed, mask_ap, box_ap=40.0, data="a data set"):
     run = runs.Run(variant, "smoke", seed)
     metrics = {"segm": {**METRIC, "AP": mask_ap}, "bbox": {**METRIC, "AP": box_ap}, "boundary": METRIC}
-    files.write_bytes(run.published, json.dumps({"metrics": metrics}).encode())
+    made = {"device_name": "a laptop", "git_commit": "0123abc", "data_fingerprint": data}
+    files.write_bytes(run.published, json.dumps({"metrics": metrics, **made}).encode())
 
 
 @pytest.fixture
@@ -59,6 +60,17 @@ def test_the_text_shows_both_and_says_what_is_missing(records):
     assert "25.0 ± 7.1 (33.2)" in text and "+2.0 ± 1.4 (+0.7)" in text
     assert "failed, iteration 7: loss_boundary not finite" in text
     assert "– (34.7)" in text
+
+
+def test_rows_that_have_seen_different_data_are_called_out(output):
+    rows = tables.spec("3")["rows"]
+    publish(rows[0], 0, 20.0)
+    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0]))
+    assert (
+        "Made on a laptop, at commit 0123abc, from data a data set." in text and "different data" not in text
+    )
+    publish(rows[1], 0, 21.0, data="another")
+    assert "different data" in tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0]))
 
 
 def test_the_figure_draws_our_differences_and_the_papers(records):
