@@ -2,15 +2,11 @@
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
 
 from .errors import InputError
-
-if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file needs no second line a second
 
 
 def main(arguments=None) -> int:

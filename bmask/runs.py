@@ -170,7 +170,16 @@ class _Pool:
         failed = []
         # A kill of this process has to end as Ctrl-C does, with the workers stopped and their states kept.
         previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        bar = tqdm(total=total, initial=sum(done.values()), unit="it", miniters=0, dynamic_ncols=True)
+        pause = 0.5 if sys.stderr.isatty() else 20  # a log file needs no new line every second
+        bar = tqdm(
+            total=total,
+            initial=sum(done.values()),
+            unit="it",
+            smoothing=0,
+            miniters=0,
+            mininterval=pause,
+            dynamic_ncols=True,
+        )
         try:
             while self.waiting or self.workers:
                 while self.waiting and len(self.workers) < self.jobs:

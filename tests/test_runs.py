@@ -72,18 +72,12 @@ def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrup
 ):
     command = ("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
     first = bmask(*command)
-    checkpoint = RUN.folder / "checkpoint.pth"
     deadline = time.monotonic() + 120
-    while not checkpoint.exists():
+    while not (RUN.folder / "checkpoint.pth").exists():
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
-    worker = json.loads((RUN.folder / "progress.json").read_text())["pid"] if _progress_exists() else None
     first.kill()
-    if worker:
-        try:
-            os.kill(worker, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    os.killpg(json.loads((RUN.folder / "progress.json").read_text())["pid"], signal.SIGKILL)
     finished(first)
     assert not (RUN.folder / "record.json").exists(), "the run was over before it could be killed"
     status, _, err = finished(bmask(*command))
@@ -91,8 +85,16 @@ def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrup
     assert comparable(RUN.record()) == comparable(reference)
 
 
-def _progress_exists():
-    return (RUN.folder / "progress.json").exists()
+def test_a_run_ends_with_the_process_that_started_it(output, bmask):
+    first = bmask("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
+    deadline = time.monotonic() + 120
+    while not (RUN.folder / "progress.json").exists():
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    finished(first)
+    with FileLock(RUN.folder / "lock", timeout=60):  # the worker has let go
+        assert not (RUN.folder / "record.json").exists()
 
 
 def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
