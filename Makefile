@@ -13,10 +13,12 @@ DETECTRON2 ?= wheel
 DETECTRON2_SHA256 = 491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 DETECTRON2_COMMIT = a59f0563
 BIN = $(VENV)/bin
-OUTPUT = $(or $(BMASK_OUTPUT),.)
+RESULTS = $(or $(BMASK_OUTPUT),.)/results/$(PROFILE)
 READY = $(VENV)/bmask-$(DETECTRON2).ready
 RUN_FLAGS = --profile $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --num-gpus $(NUM_GPUS) --jobs $(JOBS) \
             $(if $(DATA),--data "$(DATA)") $(if $(REUSE),--reuse)
+NOTEBOOK_FLAGS = -p profile $(PROFILE) -p seeds $(SEEDS) -p device $(DEVICE) -p num_gpus $(NUM_GPUS) -p jobs $(JOBS) \
+                 $(if $(DATA),-p data "$(DATA)") $(if $(REUSE),-p reuse True)
 
 .PHONY: help setup test lab clean reproduce-table-3
 .DEFAULT_GOAL := help
@@ -71,22 +73,15 @@ clean:  ## remove runs, generated data and caches; results/ and .venv stay
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Trains what is missing, executes the table's notebook if its table changed, and prints the table.
+reproduce-table-3: TABLE = 3
 reproduce-table-3: setup  ## train and evaluate the rows of Table 3 and print it beside the paper's
-	@$(MAKE) --no-print-directory VENV=$(VENV) table TABLE=3
-
-.PHONY: table
-table:
 	@$(BIN)/python -m bmask run --table $(TABLE) $(RUN_FLAGS); status=$$?; \
-	if [ $$status -gt 1 ]; then exit $$status; fi; \
+	[ $$status -le 1 ] || exit $$status; \
 	$(BIN)/python -m bmask table $(TABLE) --profile $(PROFILE) --seeds $(SEEDS) > /dev/null || exit $$?; \
-	if [ $$status -eq 0 ]; then \
-	  $(MAKE) --no-print-directory VENV=$(VENV) \
-	    $(patsubst notebooks/%,$(OUTPUT)/results/$(PROFILE)/%,$(wildcard notebooks/table$(TABLE)_*.ipynb)) || exit $$?; \
+	notebook=$$(basename notebooks/table$(TABLE)_*.ipynb); executed=$(RESULTS)/$$notebook; \
+	if [ $$status -eq 0 ] && ! { [ $$executed -nt notebooks/$$notebook ] && \
+	    [ $$executed -nt $(RESULTS)/table$(TABLE).csv ]; }; then \
+	  $(BIN)/papermill notebooks/$$notebook $$executed.tmp.ipynb --no-progress-bar $(NOTEBOOK_FLAGS) && \
+	  mv $$executed.tmp.ipynb $$executed || exit $$?; \
 	fi; \
-	cat $(OUTPUT)/results/$(PROFILE)/table$(TABLE).md; exit $$status
-
-$(OUTPUT)/results/$(PROFILE)/table3_components.ipynb: notebooks/table3_components.ipynb \
-    $(OUTPUT)/results/$(PROFILE)/table3.csv
-	@$(BIN)/papermill $< $@.tmp.ipynb --no-progress-bar -p profile $(PROFILE) -p seeds $(SEEDS) -p device $(DEVICE) \
-	  -p num_gpus $(NUM_GPUS) -p jobs $(JOBS) $(if $(DATA),-p data "$(abspath $(DATA))") $(if $(REUSE),-p reuse True)
-	@mv $@.tmp.ipynb $@
+	cat $(RESULTS)/table$(TABLE).md; exit $$status

@@ -94,7 +94,7 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
             f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed.",
             "",
         ]
-    lines += [f"- {row['variant']}: {row['note']}" for _, row in frame.iterrows() if row["note"]]
+    lines += [f"- {row['variant']}: {row['note']}\n" for _, row in frame.iterrows() if row["note"]]
     made = {key: ", ".join(values) for key, values in frame.attrs.items()}
     if made["device_name"]:
         lines += [
