@@ -107,7 +107,7 @@ def _picture(options) -> int:
     device = runs.check_device(runs.Options(options.device))
     data = datasets.prepare(pair[0].cfg, options.data and Path(options.data), runs.OUTPUT)
     path = runs.OUTPUT / "results" / options.profile / "examples.png"
-    figures.save(figures.examples(figures.example_rows(pair, data, device, count=4)), path)
+    figures.save(figures.examples(figures.example_rows(pair, data, device, count=3)), path)
     print(path)
 
 

@@ -1,7 +1,5 @@
 """Average precision of boxes, masks and boundaries, and the time of one image."""
 
-import contextlib
-import io
 import itertools
 import time
 from pathlib import Path
@@ -78,8 +76,7 @@ def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) 
         For each of ``bbox``, ``segm`` and ``boundary`` a dict with AP, AP50, AP75, APs, APm, APl,
         ``per_iou`` {"0.50": AP, ...} and ``per_class`` {name: AP}. None stands where the truth has no object.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO(str(truth))
+    ground_truth = COCO(truth)
     return {kind: _coco_ap(ground_truth, detections, kind, max_dets) for kind in IOU_TYPES}
 
 

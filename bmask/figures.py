@@ -99,7 +99,7 @@ def example_rows(runs: Sequence, data, device: str, count: int, min_score: float
     import torch
     from detectron2.data import DatasetMapper
     from detectron2.layers.mask_ops import paste_masks_in_image
-    from pycocotools.coco import COCO
+    from faster_coco_eval import COCO
 
     from .evaluate import load_model
 
