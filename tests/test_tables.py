@@ -108,6 +108,7 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
 @pytest.mark.parametrize(
     "arguments,message",
     [
+        (["--table", "3", "--data", "{}"], "this profile makes its own data"),
         (["--table", "33"], "did you mean '3'"),
         (["--variant", "bmask_rcn"], "did you mean 'bmask_rcnn'"),
         (

@@ -44,6 +44,10 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
     """
     name = cfg.STUDY.DATASET
     if name == "shapes":
+        if data:
+            raise InputError(
+                f"DATA is {data}, but this profile makes its own data: leave DATA out, or use PROFILE=nuclei or paper"
+            )
         folder = shapes_folder(cfg, output)
         return {
             "train": Split(
