@@ -4,7 +4,11 @@
 adds its configuration keys.
 """
 
-from .config import add_bmask_config
-from .heads import BoundaryPreservingHead
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # detectron2's imports use what is deprecated: nothing that a reader can mend
+    from .config import add_bmask_config
+    from .heads import BoundaryPreservingHead
 
 __all__ = ["BoundaryPreservingHead", "add_bmask_config"]

@@ -61,8 +61,9 @@ def component_gains(frame: pd.DataFrame, info: Dict) -> Figure:
         panel.margins(x=0.15)
     panels[0].set_yticks(list(rows), labels)
     panels[0].set_ylim(len(frame) - 0.5, -0.5)
-    panels[0].legend(loc="lower left", fontsize=8, framealpha=1)
-    figure.suptitle(f"{info['title']} (seeds: {int(frame['seeds'].min())})")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
+    seeds = int(frame["seeds"].min())
+    figure.suptitle(f"{info['title']} ({seeds} {'seed' if seeds == 1 else 'seeds'})", x=0.01, ha="left")
     return figure
 
 
