@@ -12,6 +12,7 @@ VENV ?= .venv
 DETECTRON2 ?= wheel
 DETECTRON2_SHA256 = 491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 DETECTRON2_COMMIT = a59f0563
+WHEEL = $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
 BIN = $(VENV)/bin
 RESULTS = $(or $(BMASK_OUTPUT),.)/results/$(PROFILE)
 READY = $(VENV)/bmask-$(DETECTRON2).ready
@@ -53,10 +54,10 @@ detectron2-wheel:
 	@rm -rf $(VENV)/wheel
 	$(BIN)/python -m pip download -q --disable-pip-version-check sal-detectron2==0.7.2 --no-deps \
 	  --only-binary=:all: --python-version 3.10 --dest $(VENV)/wheel
-	@mv $(VENV)/wheel/sal_detectron2-0.7.2-cp310-none-any.whl $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
-	@cd $(VENV)/wheel && echo "$(DETECTRON2_SHA256)  sal_detectron2-0.7.2-py3-none-any.whl" | sha256sum -c --quiet -
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps \
-	  $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
+	@mv $(VENV)/wheel/sal_detectron2-0.7.2-cp310-none-any.whl $(WHEEL)
+	@$(BIN)/python -m pip hash $(WHEEL) | grep -q $(DETECTRON2_SHA256) || \
+	  { echo "$(WHEEL) is not the file that this study was tested with: its sha256 differs." >&2; exit 1; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(WHEEL)
 
 detectron2-upstream:
 	$(BIN)/python -m pip install --no-deps --no-build-isolation \
