@@ -40,8 +40,8 @@ help:  ## list the targets and variables
 setup: $(READY)  ## create .venv and install the pinned packages
 
 $(READY): requirements.txt pyproject.toml
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
-	  { echo "Python 3.10 to 3.12 is needed, and $(PYTHON) is another: name one with PYTHON=..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is another: name one with PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	$(MAKE) --no-print-directory VENV=$(VENV) detectron2-$(DETECTRON2)
