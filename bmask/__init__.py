@@ -7,7 +7,9 @@ adds its configuration keys.
 import warnings
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # detectron2's imports use what is deprecated: nothing that a reader can mend
+    warnings.simplefilter(
+        "ignore"
+    )  # detectron2's imports use what is deprecated: nothing that a reader can mend
     from .config import add_bmask_config
     from .heads import BoundaryPreservingHead
 

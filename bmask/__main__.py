@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
     nuclei = commands.add_parser("prepare-nuclei", help="download BBBC038 and convert it to COCO format")
     nuclei.add_argument("--source", type=Path, help="stage1_train.zip or its unpacked folder, if you have it")
-    nuclei.add_argument("--out", type=Path, default=Path("data/nuclei"), help="(default: data/nuclei)")
+    nuclei.add_argument("--out", type=Path, help="(default: data/nuclei)")
     nuclei.set_defaults(command=_prepare_nuclei)
     return top
 
@@ -119,14 +119,15 @@ def _work(options) -> int:
 
 
 def _prepare_nuclei(options) -> int:
+    from . import runs
     from .datasets import nuclei
 
-    source = options.source
-    if source is None:
-        source = options.out.with_suffix(".zip")
-        if not source.exists():
-            nuclei.download(source)
-    nuclei.convert(source, options.out)
+    folder = options.out or runs.OUTPUT / "data" / "nuclei"
+    source = options.source or folder.with_suffix(".zip")
+    if not options.source:
+        nuclei.download(source)
+    nuclei.convert(source, folder)
+    print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
 if __name__ == "__main__":
