@@ -43,7 +43,7 @@ $(READY): requirements.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is another: name one with PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
 	$(MAKE) --no-print-directory VENV=$(VENV) detectron2-$(DETECTRON2)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

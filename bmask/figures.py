@@ -89,7 +89,7 @@ def examples(rows: List[Dict[str, Tuple[np.ndarray, np.ndarray]]]) -> Figure:
     return figure
 
 
-def example_rows(runs: Sequence, data, device: str, count: int, min_score: float = 0.5) -> List[Dict]:
+def example_rows(runs: Sequence, data, device: str, count: int, min_score: float = 0.3) -> List[Dict]:
     """What :func:`examples` draws: the first ``count`` validation images, whatever they show.
 
     Args:

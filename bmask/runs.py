@@ -161,8 +161,9 @@ class _Pool:
     """Worker processes, at most ``jobs`` at a time, and the bar that shows them."""
 
     def __init__(self, runs: List[Run], options: Options, jobs: int):
-        self.waiting, self.jobs, self.options = list(runs), jobs, options
-        self.runs, self.workers = list(runs), {}
+        # Rows add components, so the last cost most: started first, they leave the least to wait for at the end.
+        self.waiting, self.jobs, self.options = runs[::-1], jobs, options
+        self.runs, self.workers = runs, {}
 
     def carry_out(self) -> bool:
         total = sum(run.cfg.SOLVER.MAX_ITER for run in self.runs)
