@@ -81,7 +81,7 @@ reproduce-table-3: setup  ## train and evaluate the rows of Table 3 and print it
 	$(BIN)/python -m bmask table $(TABLE) --profile $(PROFILE) --seeds $(SEEDS) > /dev/null || exit $$?; \
 	notebook=$$(basename notebooks/table$(TABLE)_*.ipynb); executed=$(RESULTS)/$$notebook; \
 	if [ $$status -eq 0 ] && ! { [ $$executed -nt notebooks/$$notebook ] && \
-	    [ $$executed -nt $(RESULTS)/table$(TABLE).csv ]; }; then \
+	    [ $$executed -nt $(RESULTS)/table$(TABLE).md ]; }; then \
 	  $(BIN)/papermill notebooks/$$notebook $$executed.tmp.ipynb --no-progress-bar $(NOTEBOOK_FLAGS) && \
 	  mv $$executed.tmp.ipynb $$executed || exit $$?; \
 	fi; \
