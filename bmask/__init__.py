@@ -7,9 +7,8 @@ adds its configuration keys.
 import warnings
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # detectron2's imports use what is deprecated: nothing that a reader can mend
+    # detectron2's imports use what is deprecated: nothing that a reader can mend.
+    warnings.simplefilter("ignore")
     from .config import add_bmask_config
     from .heads import BoundaryPreservingHead
 

@@ -95,11 +95,11 @@ def _table(options) -> int:
 
 
 def _picture(options) -> int:
-    from . import datasets, figures, runs
+    from . import datasets, evaluate, figures, runs
 
     pair = [runs.Run(variant, options.profile, options.seed) for variant in ("mask_rcnn", "bmask_rcnn")]
     for run in pair:
-        if not (run.folder / "record.json").exists():
+        if not run.own_record.exists():
             raise InputError(
                 f"{run.name} has not been trained here: `python -m bmask run --variant {run.variant} "
                 f"--profile {options.profile} --seeds {options.seed}` does it"
@@ -107,7 +107,7 @@ def _picture(options) -> int:
     device = runs.check_device(runs.Options(options.device))
     data = datasets.prepare(pair[0].cfg, options.data and Path(options.data), runs.OUTPUT)
     path = runs.OUTPUT / "results" / options.profile / "examples.png"
-    figures.save(figures.examples(figures.example_rows(pair, data, device, count=3)), path)
+    figures.save(figures.examples(evaluate.example_rows(pair, data, device, count=3)), path)
     print(path)
 
 

@@ -1,16 +1,18 @@
-"""Average precision of boxes, masks and boundaries, and the time of one image."""
+"""What a model finds: detections and their time, average precision, and examples to look at."""
 
 import itertools
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
@@ -62,6 +64,45 @@ def detect(
         return [], 0.0
     detections, milliseconds = (list(itertools.chain(*x)) for x in zip(*gathered))
     return detections, float(np.median(milliseconds))
+
+
+@torch.no_grad()
+def example_rows(runs: Sequence, data, device: str, count: int, min_score: float = 0.3) -> List[Dict]:
+    """What :func:`bmask.figures.examples` draws: the first ``count`` validation images, whatever they show.
+
+    Args:
+        runs: the finished runs whose models are to be shown, with their checkpoints in place.
+        data: the :class:`bmask.datasets.Data` of the runs.
+        min_score: detections below are not shown.
+    """
+    truth = COCO(data.val.json)
+    images = sorted(data.val.load(), key=lambda x: x["image_id"])[:count]
+    rows = []
+    for image in images:
+        picture = cv2.imread(image["file_name"])[:, :, ::-1]
+        masks = [truth.annToMask(a) for a in truth.imgToAnns[image["image_id"]]]
+        rows.append({"image": (picture, []), "ground truth": (picture, masks)})
+    for run in runs:
+        cfg = run.cfg.clone()
+        cfg.defrost()
+        head = cfg.MODEL.BOUNDARY_MASK_HEAD
+        boundaries = (
+            cfg.MODEL.ROI_MASK_HEAD.NAME == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
+        )
+        cfg.MODEL.DEVICE, head.OUTPUT_BOUNDARIES = device, boundaries
+        model, mapper = load_model(cfg, run.folder / "checkpoint.pth"), DatasetMapper(cfg, is_train=False)
+        for image, row in zip(images, rows):
+            picture = row["image"][0]
+            found = model([mapper(image)])[0]["instances"].to("cpu")
+            found = found[found.scores >= min_score]
+            row[run.variant] = (picture, found.pred_masks.numpy())
+            if boundaries:
+                pasted = paste_masks_in_image(
+                    found.pred_boundaries[:, 0], found.pred_boxes, picture.shape[:2], threshold=-1
+                )
+                strongest = pasted.amax(0).numpy() / 255 if len(found) else np.zeros(picture.shape[:2])
+                row[f"{run.variant}: boundary"] = (strongest, [])
+    return rows
 
 
 def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) -> Dict[str, Dict]:

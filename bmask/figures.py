@@ -1,10 +1,9 @@
-"""Every plot of the study. Functions take tables and return matplotlib figures; :func:`save` writes them."""
+"""Every plot of the study: functions from tables or predictions to matplotlib figures, and :func:`save`."""
 
 import io
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Tuple
 
-import cv2
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -87,52 +86,6 @@ def examples(rows: List[Dict[str, Tuple[np.ndarray, np.ndarray]]]) -> Figure:
             panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
             panel.set_title(title if k == 0 else "", fontsize=10)
     return figure
-
-
-def example_rows(runs: Sequence, data, device: str, count: int, min_score: float = 0.3) -> List[Dict]:
-    """What :func:`examples` draws: the first ``count`` validation images, whatever they show.
-
-    Args:
-        runs: the finished runs whose models are to be shown, with their checkpoints in place.
-        data: the :class:`bmask.datasets.Data` of the runs.
-        min_score: detections below are not shown.
-    """
-    import torch
-    from detectron2.data import DatasetMapper
-    from detectron2.layers.mask_ops import paste_masks_in_image
-    from faster_coco_eval import COCO
-
-    from .evaluate import load_model
-
-    truth = COCO(str(data.val.json))
-    images = sorted(data.val.load(), key=lambda x: x["image_id"])[:count]
-    rows = []
-    for image in images:
-        picture = cv2.imread(image["file_name"])[:, :, ::-1]
-        masks = [truth.annToMask(a) for a in truth.imgToAnns[image["image_id"]]]
-        rows.append({"image": (picture, []), "ground truth": (picture, masks)})
-    for run in runs:
-        cfg = run.cfg.clone()
-        cfg.defrost()
-        head = cfg.MODEL.BOUNDARY_MASK_HEAD
-        boundaries = (
-            cfg.MODEL.ROI_MASK_HEAD.NAME == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
-        )
-        cfg.MODEL.DEVICE, head.OUTPUT_BOUNDARIES = device, boundaries
-        model, mapper = load_model(cfg, run.folder / "checkpoint.pth"), DatasetMapper(cfg, is_train=False)
-        for image, row in zip(images, rows):
-            picture = row["image"][0]
-            with torch.no_grad():
-                found = model([mapper(image)])[0]["instances"].to("cpu")
-            found = found[found.scores >= min_score]
-            row[run.variant] = (picture, found.pred_masks.numpy())
-            if boundaries:
-                pasted = paste_masks_in_image(
-                    found.pred_boundaries[:, 0], found.pred_boxes, picture.shape[:2], threshold=-1
-                )
-                strongest = pasted.amax(0).numpy() / 255 if len(found) else np.zeros(picture.shape[:2])
-                row[f"{run.variant}: boundary"] = (strongest, [])
-    return rows
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -16,17 +16,20 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from . import config, datasets
+from . import config, datasets, evaluate
 from .errors import InputError
 from .files import write_bytes
-from .train import NonFiniteLoss
+from .train import NonFiniteLoss, train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Everything that is written goes under this folder: data/, runs/ and results/.
@@ -51,6 +54,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return OUTPUT / "runs" / self.profile / self.name
+
+    @property
+    def own_record(self) -> Path:
+        """There once the run has been carried out here."""
+        return self.folder / "record.json"
 
     @property
     def published(self) -> Path:
@@ -91,15 +99,12 @@ def ensure(runs: List[Run], options: Options) -> bool:
     runs = list(dict.fromkeys(runs))
     device = check_device(options)
     for run in runs:
-        if (run.folder / "record.json").exists():
+        if run.own_record.exists():
             publish(run)
     open_runs = [run for run in runs if not _made(run, options.reuse)]
     if not open_runs:
         return True
-    for run in open_runs:
-        check_batch(run, options)
-    data = datasets.prepare(open_runs[0].cfg, options.data and Path(options.data), OUTPUT)
-    _check_same_data(runs, data.fingerprint)
+    _checked_data(runs, options)
     jobs = options.jobs or (
         1 if device == "cuda" else max(1, (os.cpu_count() or 1) // open_runs[0].cfg.STUDY.THREADS)
     )
@@ -124,37 +129,39 @@ def check_device(options: Options) -> str:
     return device
 
 
-def check_batch(run: Run, options: Options) -> None:
-    batch = run.cfg.SOLVER.IMS_PER_BATCH
-    if batch % options.num_gpus:
-        raise InputError(
-            f"{batch} images a batch do not split over NUM_GPUS={options.num_gpus}: use a divisor"
-        )
-
-
 def publish(run: Run) -> None:
     """Copy the record of a run that was made here to where the tables read it, unless it is there already."""
-    write_bytes(run.published, (run.folder / "record.json").read_bytes())
+    write_bytes(run.published, run.own_record.read_bytes())
 
 
 def _made(run: Run, reuse: bool) -> Optional[Dict]:
     """The record of a run that need not be carried out again."""
-    own = run.folder / "record.json"
-    if own.exists():
-        return json.loads(own.read_text())
+    if run.own_record.exists():
+        return json.loads(run.own_record.read_text())
     record = run.record() if reuse else None
     return record if record and "failed" not in record else None
 
 
-def _check_same_data(runs: List[Run], fingerprint: str) -> None:
-    """Rows of one table, and all parts of one training, must see the same data."""
+def _checked_data(runs: List[Run], options: Options) -> datasets.Data:
+    """The data of runs of one profile. Rows of one table, and all parts of one training, must see the same.
+
+    Raises InputError if the data are not sound, not what a run has seen before, or batches do not split over GPUs.
+    """
+    for run in runs:
+        if run.cfg.SOLVER.IMS_PER_BATCH % options.num_gpus:
+            raise InputError(
+                f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over NUM_GPUS={options.num_gpus}: "
+                "use a divisor"
+            )
+    data = datasets.prepare(runs[0].cfg, options.data and Path(options.data), OUTPUT)
     for run in runs:
         seen = run.folder / "data_fingerprint"
-        if seen.exists() and seen.read_text() != fingerprint:
+        if seen.exists() and seen.read_text() != data.fingerprint:
             raise InputError(
-                f"{run.name} was trained on other data (fingerprint {seen.read_text()}, not {fingerprint}): "
+                f"{run.name} was trained on other data (fingerprint {seen.read_text()}, not {data.fingerprint}): "
                 f"use the same DATA, or move {run.folder} away"
             )
+    return data
 
 
 class _Pool:
@@ -252,8 +259,6 @@ def _why(run: Run, status: int) -> str:
 
 def work(run: Run, options: Options) -> int:
     """Carry out one run in this process (and, with more than one GPU, its children). Returns the exit status."""
-    from detectron2.engine import launch
-
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.folder / "lock")
     try:
@@ -266,17 +271,16 @@ def work(run: Run, options: Options) -> int:
         )
         lock.acquire()
     try:
-        if not (run.folder / "record.json").exists():
+        if not run.own_record.exists():
             device = check_device(options)
-            data = datasets.prepare(run.cfg, options.data and Path(options.data), OUTPUT)
-            _check_same_data([run], data.fingerprint)
+            data = _checked_data([run], options)
             write_bytes(run.folder / "data_fingerprint", data.fingerprint.encode())
             try:
                 launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=(run, data, device))
             except torch.multiprocessing.ProcessRaisedException:
                 if not (run.record() or {}).get("failed"):
                     raise
-        if not (run.folder / "record.json").exists():
+        if not run.own_record.exists():
             return FAILED
         publish(run)
     finally:
@@ -285,10 +289,6 @@ def work(run: Run, options: Options) -> int:
 
 
 def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
-    from detectron2.utils import comm
-
-    from . import evaluate, train
-
     if device == "cpu":
         torch.set_num_threads(run.cfg.STUDY.THREADS)
     cfg = run.cfg.clone()
@@ -319,7 +319,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
 
     total = cfg.SOLVER.MAX_ITER
     try:
-        trained = train.train(
+        trained = train(
             cfg, data.train.load(), run.folder, lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i)
         )
     except NonFiniteLoss as error:
@@ -334,14 +334,14 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
     )
     if not comm.is_main_process():
         return
-    ids = sorted(c["id"] for c in json.loads(data.val.json.read_text())["categories"])
+    ids = data.val.category_ids()
     for detection in detections:
         detection["category_id"] = ids[detection["category_id"]]
     record["metrics"] = evaluate.average_precision(data.val.json, detections, cfg.TEST.DETECTIONS_PER_IMAGE)
     record["milliseconds_per_image"] = milliseconds
     record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record.update(trained)
-    write_bytes(run.folder / "record.json", _json(record))
+    write_bytes(run.own_record, _json(record))
 
 
 def _stop_if_orphaned() -> None:
@@ -362,8 +362,6 @@ def _alive(pid: int) -> bool:
 
 
 def _provenance(device: str) -> Dict:
-    from importlib.metadata import PackageNotFoundError, version
-
     def git(*arguments):
         try:
             command = ["git", "-C", str(REPOSITORY), *arguments]

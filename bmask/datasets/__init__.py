@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
 from ..errors import InputError
+from . import shapes
 from .check import check_coco, fingerprint
 
 
@@ -16,10 +20,12 @@ class Split(NamedTuple):
 
     def load(self) -> List[Dict]:
         """The images in detectron2's dataset format, classes counted from 0 in the order of their ids."""
-        from detectron2.data.datasets import load_coco_json
-
         # With a name, load_coco_json also maps the ids of the categories to 0, 1, ...
         return load_coco_json(str(self.json), str(self.images), f"bmask:{self.json}")
+
+    def category_ids(self) -> List[int]:
+        """The file's category id of each class, once the split has been loaded."""
+        return list(MetadataCatalog.get(f"bmask:{self.json}").thing_dataset_id_to_contiguous_id)
 
 
 class Data(NamedTuple):
@@ -70,8 +76,12 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
 
 
 def shapes_folder(cfg, output: Path) -> Path:
-    shapes = cfg.STUDY.SHAPES
-    return output / "data" / f"shapes-{shapes.SEED}-{shapes.NUM_TRAIN}-{shapes.NUM_VAL}-{shapes.IMAGE_SIZE}px"
+    options = cfg.STUDY.SHAPES
+    return (
+        output
+        / "data"
+        / f"shapes-{options.SEED}-{options.NUM_TRAIN}-{options.NUM_VAL}-{options.IMAGE_SIZE}px"
+    )
 
 
 def prepare(cfg, data: Optional[Path], output: Path) -> Data:
@@ -82,8 +92,6 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
     """
     splits = locate(cfg, data, output)
     if cfg.STUDY.DATASET == "shapes":
-        from . import shapes
-
         options = cfg.STUDY.SHAPES
         shapes.generate(
             shapes_folder(cfg, output),
