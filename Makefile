@@ -6,35 +6,38 @@ NUM_GPUS ?= 1
 JOBS ?= 0
 DATA ?=
 REUSE ?=
+VARIANT ?= bmask_rcnn
+SEED ?= 0
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DETECTRON2 ?= wheel
 DETECTRON2_SHA256 = 491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
+# Without what it asks for: a backport of Python's own `typing`, and parts of no use here.
+CITYSCAPES = cityscapesScripts==2.3.0
 DETECTRON2_COMMIT = a59f0563
 WHEEL = $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
 BIN = $(VENV)/bin
-RESULTS = $(or $(BMASK_OUTPUT),.)/results/$(PROFILE)
 READY = $(VENV)/bmask-$(DETECTRON2).ready
-RUN_FLAGS = --profile $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --num-gpus $(NUM_GPUS) --jobs $(JOBS) \
-            $(if $(DATA),--data "$(DATA)") $(if $(REUSE),--reuse)
-NOTEBOOK_FLAGS = -p profile $(PROFILE) -p seeds $(SEEDS) -p device $(DEVICE) -p num_gpus $(NUM_GPUS) -p jobs $(JOBS) \
-                 $(if $(DATA),-p data "$(DATA)") $(if $(REUSE),-p reuse True)
+FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
+RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --jobs $(JOBS) $(if $(REUSE),--reuse)
 
-.PHONY: help setup test lab clean reproduce-table-3
+.PHONY: help setup test lab clean submission-coco submission-cityscapes
 .DEFAULT_GOAL := help
 
 help:  ## list the targets and variables
-	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 28
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
 	@echo
 	@echo "Variables, with their defaults:"
-	@echo "  PROFILE=cpu     smoke, cpu, gpu, nuclei or paper: data, backbone and schedule"
+	@echo "  PROFILE=cpu     smoke, cpu, gpu, nuclei, paper or paper_cityscapes: data, backbone and schedule;"
+	@echo "                  such as paper-batch8 for another number of images a batch (linear scaling rule)"
 	@echo "  SEEDS=0         runs of each row, such as 0,1,2"
 	@echo "  DEVICE=auto     cpu or cuda"
 	@echo "  NUM_GPUS=1      GPUs of one run (with DEVICE=cpu: processes)"
 	@echo "  JOBS=0          runs at a time; 0: one a core, or one on a GPU"
-	@echo "  DATA=           folder of the data set, for nuclei and paper"
+	@echo "  DATA=           folder of the data set, for nuclei, paper and paper_cityscapes"
 	@echo "  REUSE=          1 takes the committed records instead of training anew"
+	@echo "  VARIANT=bmask_rcnn  the trained model of a submission; SEED=0 its seed"
 	@echo "  DETECTRON2=wheel  upstream compiles detectron2 from GitHub instead"
 
 setup: $(READY)  ## create .venv and install the pinned packages
@@ -44,6 +47,7 @@ $(READY): requirements.txt pyproject.toml
 	  { echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is another: name one with PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps $(CITYSCAPES)
 	$(MAKE) --no-print-directory VENV=$(VENV) detectron2-$(DETECTRON2)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -64,7 +68,7 @@ detectron2-upstream:
 	  "git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)"
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 tests
 
 lab: setup  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
@@ -73,16 +77,26 @@ clean:  ## remove runs, generated data and caches; results/ and .venv stay
 	rm -rf runs data/shapes-* .pytest_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# Trains what is missing, executes the table's notebook if its table changed, and prints the table.
-reproduce-table-3: TABLE = 3
-reproduce-table-3: setup  ## train and evaluate the rows of Table 3 and print it beside the paper's
-	@$(BIN)/python -m bmask run --table $(TABLE) $(RUN_FLAGS); status=$$?; \
-	[ $$status -le 1 ] || exit $$status; \
-	$(BIN)/python -m bmask table $(TABLE) --profile $(PROFILE) --seeds $(SEEDS) > /dev/null || exit $$?; \
-	notebook=$$(basename notebooks/table$(TABLE)_*.ipynb); executed=$(RESULTS)/$$notebook; \
-	if [ $$status -eq 0 ] && ! { [ $$executed -nt notebooks/$$notebook ] && \
-	    [ $$executed -nt $(RESULTS)/table$(TABLE).md ]; }; then \
-	  $(BIN)/papermill notebooks/$$notebook $$executed.tmp.ipynb --no-progress-bar $(NOTEBOOK_FLAGS) && \
-	  mv $$executed.tmp.ipynb $$executed || exit $$?; \
-	fi; \
-	cat $(RESULTS)/table$(TABLE).md; exit $$status
+reproduce-table-1: ## overall results: backbones and input sizes
+reproduce-table-2: ## the state of the art
+reproduce-table-3: ## adding the components to Mask R-CNN
+reproduce-table-4: ## what the boundary branch learns
+reproduce-table-5: ## RoI features for the boundary
+reproduce-table-6: ## fusion of mask and boundary features
+reproduce-table-7: ## boundary losses
+reproduce-table-8: ## computation cost
+reproduce-table-9: ## Cityscapes
+reproduce-sobel: ## the Sobel mask head, and refined masks
+reproduce-release: ## the authors' detectron2 release: PointRend and cascades as well
+reproduce-all: ## every table, each run once, and a page of all tables
+
+TABLES = $(addprefix reproduce-,table-1 table-2 table-3 table-4 table-5 table-6 table-7 table-8 table-9 sobel release all)
+.PHONY: $(TABLES)
+$(TABLES): reproduce-%: setup
+	@$(BIN)/python -m bmask reproduce $(patsubst table-%,%,$*) $(RUN_FLAGS)
+
+submission-coco: setup  ## detections of VARIANT on COCO test-dev2017, for the evaluation server
+	@$(BIN)/python -m bmask submission coco --variant $(VARIANT) --seed $(SEED) $(FLAGS)
+
+submission-cityscapes: setup  ## the same on the test images of Cityscapes
+	@$(BIN)/python -m bmask submission cityscapes --variant $(VARIANT) --seed $(SEED) $(FLAGS)

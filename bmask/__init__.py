@@ -1,7 +1,7 @@
 """Boundary-preserving Mask R-CNN (Cheng, Wang, Huang and Liu, ECCV 2020), and the study of it.
 
-``from bmask import add_bmask_config`` is all that a detectron2 project needs: it registers the mask head and
-adds its configuration keys.
+``from bmask import add_bmask_config`` is all that a detectron2 project needs: it registers the mask heads and
+adds their configuration keys.
 """
 
 import warnings
@@ -9,7 +9,8 @@ import warnings
 with warnings.catch_warnings():
     # detectron2's imports use what is deprecated: nothing that a reader can mend.
     warnings.simplefilter("ignore")
+    from . import hrnet  # noqa: F401  registers the backbone
     from .config import add_bmask_config
-    from .heads import BoundaryPreservingHead
+    from .heads import BoundaryPreservingHead, MaskScoringHead, SobelMaskHead
 
-__all__ = ["BoundaryPreservingHead", "add_bmask_config"]
+__all__ = ["BoundaryPreservingHead", "MaskScoringHead", "SobelMaskHead", "add_bmask_config"]

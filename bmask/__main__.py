@@ -26,21 +26,31 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m bmask", description="A reproducible study of BMask R-CNN.")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
+    reproduce = commands.add_parser(
+        "reproduce", help="train and evaluate what tables need, write and print them, execute their notebooks"
+    )
+    reproduce.add_argument(
+        "tables", nargs="+", metavar="TABLE", help="1 to 9, sobel, release, or all of them: all"
+    )
+    reproduce.set_defaults(command=_reproduce)
+
     run = commands.add_parser("run", help="train and evaluate what a table (or one variant) needs")
     what = run.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", help="number of a table of the paper")
+    what.add_argument("--table", help="a table of the paper: 1 to 9, sobel or release")
     what.add_argument("--variant", help="one model, a file of experiments/variants/")
-    run.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
-    run.add_argument(
-        "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
-    )
-    run.add_argument(
-        "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
-    )
     run.set_defaults(command=_run)
 
+    for command in (reproduce, run):
+        command.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+        command.add_argument(
+            "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
+        )
+        command.add_argument(
+            "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
+        )
+
     table = commands.add_parser("table", help="show a table from the records in results/, and write it there")
-    table.add_argument("table", help="number of a table of the paper")
+    table.add_argument("table", help="1 to 9, sobel or release")
     table.add_argument("--profile", default="cpu")
     table.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     table.set_defaults(command=_table)
@@ -48,10 +58,7 @@ def parser() -> argparse.ArgumentParser:
     picture = commands.add_parser(
         "picture", help="draw what Mask R-CNN and BMask R-CNN find in the first test images"
     )
-    picture.add_argument("--profile", default="cpu")
     picture.add_argument("--seed", type=int, default=0)
-    picture.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    picture.add_argument("--data", help="folder of the data set")
     picture.set_defaults(command=_picture)
 
     work = commands.add_parser("work", help="train and evaluate one run in this process: what `run` starts")
@@ -59,21 +66,47 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--seed", type=int, default=0)
     work.set_defaults(command=_work)
 
-    for command in (run, work):
+    submission = commands.add_parser(
+        "submission", help="detections on the test images, as an evaluation server takes them"
+    )
+    submission.add_argument("server", choices=("coco", "cityscapes"))
+    submission.add_argument("--variant", default="bmask_rcnn", help="a trained model (default: bmask_rcnn)")
+    submission.add_argument("--seed", type=int, default=0)
+    submission.set_defaults(command=_submission)
+
+    for command in (reproduce, run, picture, work, submission):
         command.add_argument(
-            "--profile", default="cpu", help="a file of experiments/profiles/ (default: cpu)"
+            "--profile",
+            default="cpu",
+            help="a file of experiments/profiles/ (default: cpu); PROFILE-batchN has N images a batch",
         )
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        command.add_argument("--data", help="folder of the data set")
+    for command in (reproduce, run, work):
         command.add_argument(
             "--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run"
         )
-        command.add_argument("--data", help="folder of the data set")
 
     nuclei = commands.add_parser("prepare-nuclei", help="download BBBC038 and convert it to COCO format")
     nuclei.add_argument("--source", type=Path, help="stage1_train.zip or its unpacked folder, if you have it")
     nuclei.add_argument("--out", type=Path, help="(default: data/nuclei)")
     nuclei.set_defaults(command=_prepare_nuclei)
     return top
+
+
+def _reproduce(options) -> int:
+    from . import config, tables
+    from .reproduce import reproduce
+
+    numbers = list(tables.specs()) if options.tables == ["all"] else options.tables
+    whole = reproduce(numbers, options.profile, config.parse_seeds(options.seeds), _options(options))
+    return 0 if whole else 1
+
+
+def _options(options):
+    from . import runs
+
+    return runs.Options(options.device, options.num_gpus, options.jobs, options.data, options.reuse)
 
 
 def _run(options) -> int:
@@ -84,8 +117,7 @@ def _run(options) -> int:
         wanted = tables.table_runs(options.table, options.profile, seeds)
     else:
         wanted = [runs.Run(options.variant, options.profile, seed) for seed in seeds]
-    how = runs.Options(options.device, options.num_gpus, options.jobs, options.data, options.reuse)
-    return 0 if runs.ensure(wanted, how) else 1
+    return 0 if runs.ensure(wanted, _options(options)) else 1
 
 
 def _table(options) -> int:
@@ -116,6 +148,14 @@ def _work(options) -> int:
 
     run = runs.Run(options.variant, options.profile, options.seed)
     return runs.work(run, runs.Options(options.device, options.num_gpus, data=options.data))
+
+
+def _submission(options) -> int:
+    from . import runs
+    from .reproduce import submit
+
+    run = runs.Run(options.variant, options.profile, options.seed)
+    print(submit(options.server, run, runs.Options(options.device, data=options.data)))
 
 
 def _prepare_nuclei(options) -> int:

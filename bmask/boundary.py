@@ -23,3 +23,41 @@ def boundary_targets(masks: torch.Tensor, threshold: float = 0.0) -> torch.Tenso
     laplacian[0, 0, 1, 1] = 8
     response = F.conv2d(masks[:, None].float(), laplacian, padding=1)
     return (response[:, 0] > threshold).float()
+
+
+def sobel(maps: torch.Tensor) -> torch.Tensor:
+    """The Sobel operator in x and y (Section 4.4, Fig. 7b): large where a map rises from left to right, or downwards.
+
+    What lies beyond the map counts as 0, as for :func:`boundary_targets`.
+
+    Args:
+        maps: (R, H, W), float.
+
+    Returns:
+        (R, 2, H, W), x before y.
+    """
+    x = maps.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    return F.conv2d(maps[:, None], torch.stack([x, x.t()])[:, None], padding=1)
+
+
+def enclosed(boundaries: torch.Tensor) -> torch.Tensor:
+    """How surely each pixel lies on or within a boundary: the way from a boundary back to its mask.
+
+    Every path from a pixel to the outside crosses some strongest boundary pixel; the weakest of these, over all
+    paths, is what holds the pixel in. A closed boundary of strength s gives s everywhere inside, whatever its
+    shape; a gap lets the outside in. Of :func:`boundary_targets` of a mask without holes this is the mask.
+
+    Args:
+        boundaries: (R, H, W), in [0, 1].
+
+    Returns:
+        (R, H, W), in [0, 1].
+    """
+    inside = torch.ones_like(boundaries)
+    while True:
+        # The outside, 0, comes in from beyond the border, one pixel further each time.
+        weakest_neighbour = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1)), kernel_size=3, stride=1)
+        held = torch.maximum(boundaries, weakest_neighbour)
+        if torch.equal(held, inside):
+            return inside
+        inside = held

@@ -3,22 +3,35 @@
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+from detectron2.projects.point_rend import add_pointrend_config
 
 from .errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 # What changes where and how fast a run is computed, but not what is computed.
-NOT_IDENTITY = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "STUDY.LOG_PERIOD")
+# The last three are what a variant may ask for, and count where one does, by what they set.
+NOT_IDENTITY = (
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "VIS_PERIOD",
+    "STUDY.LOG_PERIOD",
+    "STUDY.COST_INPUT",
+    "STUDY.DEEPER_RESNET",
+    "STUDY.HRNET",
+)
 
 
 def add_bmask_config(cfg: CN) -> None:
-    """Add the keys of the boundary-preserving mask head. The defaults are the paper's.
+    """Add the keys of the mask heads and of HRNet. The defaults are the paper's.
 
     In a detectron2 project, one line of YAML under ``MODEL`` then switches the head on::
 
@@ -37,6 +50,8 @@ def add_bmask_config(cfg: CN) -> None:
     # Fusion blocks, mask to boundary and boundary to mask (Eq. 1, Table 6).
     head.M2B_FUSION = True
     head.B2M_FUSION = True
+    # How often both are done, one after the other, with as many 3x3 convolutions (Section 4.2).
+    head.NUM_FUSION_BLOCKS = 1
     # What the boundary branch learns: "boundary", "mask", or "none" for no loss at all (Table 4).
     head.SUPERVISION = "boundary"
     # "bce", "weighted_bce", "dice" or "dice_bce" (Table 7).
@@ -49,12 +64,23 @@ def add_bmask_config(cfg: CN) -> None:
     head.THRESHOLD = 0.0
     # At inference the boundary is not needed. True adds it to the instances, as pred_boundaries.
     head.OUTPUT_BOUNDARIES = False
+    # At inference, average each mask with what its boundary encloses (Section 4.5).
+    head.REFINE_MASKS = False
+    # A MaskIoU head beside the mask head, which has to be one of this package: MaskScoringHead for Mask R-CNN (Table 2).
+    cfg.MODEL.MASK_SCORING = False
+    cfg.MODEL.SOBEL_MASK_HEAD = CN()
+    # Channels between the two 3x3 convolutions that follow the Sobel operator. Fig. 7b does not say.
+    cfg.MODEL.SOBEL_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.HRNET = CN()
+    # timm's name of the backbone build_hrnet_fpn_backbone (Table 1), and whether to start from ImageNet weights.
+    cfg.MODEL.HRNET.NAME = "hrnet_w32"
+    cfg.MODEL.HRNET.PRETRAINED = False
 
 
 def add_study_config(cfg: CN) -> None:
     """Add the keys of the study: data, and how a run is carried out."""
     cfg.STUDY = CN()
-    # "shapes" (generated), "nuclei" or "coco".
+    # "shapes" (generated), "nuclei", "coco" or "cityscapes".
     cfg.STUDY.DATASET = "shapes"
     cfg.STUDY.SHAPES = CN()
     # The seed of the pictures. It is not the seed of the run: all runs see the same data.
@@ -73,28 +99,75 @@ def add_study_config(cfg: CN) -> None:
     cfg.STUDY.THREADS = 1
     # Iterations between two looks at the losses.
     cfg.STUDY.LOG_PERIOD = 10
+    # What a variant may change of its profile, for Table 1: the backbone, "resnet" (the profile's), "deeper_resnet" or
+    # "hrnet", and the factor of the input size.
+    cfg.STUDY.BACKBONE = "resnet"
+    cfg.STUDY.INPUT_SCALE = 1.0
+    # Depth and name of these other backbones in the profile: the paper's where it does not say otherwise.
+    cfg.STUDY.DEEPER_RESNET = 101
+    cfg.STUDY.HRNET = "hrnet_w32"
+    # A variant with the weights of this one, which differs at inference alone: nothing more is trained.
+    cfg.STUDY.TRAINED_AS = ""
+    # Height and width in pixels of the input that Table 8 is measured with.
+    cfg.STUDY.COST_INPUT = (600, 1000)
 
 
 def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     """The whole configuration of one run.
 
     detectron2's Mask R-CNN with ResNet-50-FPN and its 1x schedule, then the profile, then the variant, then
-    the seed.
+    the seed. ``PROFILE-batchN`` is the profile with N images a batch, by the linear scaling rule.
 
     Raises:
         InputError: there is no such variant or profile, or a file does not fit.
     """
     cfg = _defaults()
     cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
-    for kind, name in (("profile", profile), ("variant", variant)):
+    scaled = re.fullmatch(r"(.+)-batch([1-9]\d*)", profile)
+    for kind, name in (("profile", scaled[1] if scaled else profile), ("variant", variant)):
         path = _find(kind, name)
         try:
             cfg.merge_from_file(str(path))
         except (KeyError, ValueError, AssertionError) as error:
             raise InputError(f"{path} does not fit the configuration: {error}") from error
     cfg.SEED = int(seed)
+    _set_backbone(cfg)
+    for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
+        size, scale = cfg.INPUT[name], cfg.STUDY.INPUT_SCALE
+        cfg.INPUT[name] = round(size * scale) if isinstance(size, int) else tuple(round(s * scale) for s in size)
+    if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if scaled:
+        cfg = scale_batch(cfg, int(scaled[2]))
     cfg.freeze()
     return cfg
+
+
+def _set_backbone(cfg: CN) -> None:
+    study, model = cfg.STUDY, cfg.MODEL
+    if study.BACKBONE == "deeper_resnet":
+        model.WEIGHTS = model.WEIGHTS.replace(f"R-{model.RESNETS.DEPTH}.", f"R-{study.DEEPER_RESNET}.")
+        model.RESNETS.DEPTH = study.DEEPER_RESNET
+    elif study.BACKBONE == "hrnet":
+        model.BACKBONE.NAME, model.HRNET.NAME = "build_hrnet_fpn_backbone", study.HRNET
+        if model.WEIGHTS:  # the ResNet's, from ImageNet: take timm's, with its colours
+            model.WEIGHTS, model.HRNET.PRETRAINED = "", True
+            cfg.INPUT.FORMAT = "RGB"
+            model.PIXEL_MEAN, model.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    elif study.BACKBONE != "resnet":
+        raise ValueError(f"unknown STUDY.BACKBONE {study.BACKBONE!r}: choose resnet, deeper_resnet or hrnet")
+
+
+def scale_batch(cfg: CN, batch: int) -> CN:
+    """The linear scaling rule (Section 4): learning rate, iterations and steps for ``batch`` images a batch."""
+    reference = cfg.clone()
+    reference.defrost()
+    # detectron2 counts in workers: one an image comes to the rule.
+    reference.SOLVER.REFERENCE_WORLD_SIZE = reference.SOLVER.IMS_PER_BATCH
+    scaled = DefaultTrainer.auto_scale_workers(reference, batch)
+    scaled.defrost()
+    scaled.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    return scaled
 
 
 def identity(cfg: CN) -> str:
@@ -113,6 +186,7 @@ def identity(cfg: CN) -> str:
 
 def _defaults() -> CN:
     cfg = get_cfg()
+    add_pointrend_config(cfg)
     add_bmask_config(cfg)
     add_study_config(cfg)
     return cfg

@@ -3,7 +3,7 @@
 import itertools
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch.utils.data import DataLoader
 
 IOU_TYPES = ("bbox", "segm", "boundary")
+RESAMPLES = 1000  # of the images, for intervals
 
 
 def load_model(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
@@ -30,18 +31,23 @@ def load_model(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
 
 @torch.no_grad()
 def detect(
-    cfg: CfgNode, model: torch.nn.Module, dataset: List[Dict], report: Callable[[int, int], None]
+    cfg: CfgNode,
+    model: torch.nn.Module,
+    dataset: List[Dict],
+    category_ids: Sequence[int],
+    report: Callable[[int, int], None],
 ) -> Tuple[List[Dict], float]:
     """Run the model on every image, shared between the ranks.
 
     Args:
         dataset: images in detectron2's dataset format.
+        category_ids: the data set's id of each class.
         report: called with the number of images done and the number of all, on this rank.
 
     Returns:
-        On rank 0 the detections in COCO's results format, with ``category_id`` counted from 0, and the median
-        milliseconds that the model took for one image, reading and mask encoding left out. On other ranks
-        an empty list and 0.
+        On rank 0 the detections in COCO's results format, with mask scoring with a ``mask_score``, and the median
+        milliseconds that the model took for one image, reading and mask encoding left out. On other ranks an
+        empty list and 0.
     """
     sampler = InferenceSampler(len(dataset))
     loader = DataLoader(
@@ -57,7 +63,14 @@ def detect(
         with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
             outputs = model(inputs)
         milliseconds.append((_now(cfg.MODEL.DEVICE) - start) * 1000)
-        detections += instances_to_coco_json(outputs[0]["instances"].to("cpu"), inputs[0]["image_id"])
+        instances = outputs[0]["instances"].to("cpu")
+        found = instances_to_coco_json(instances, inputs[0]["image_id"])
+        for detection in found:
+            detection["category_id"] = category_ids[detection["category_id"]]
+        if instances.has("mask_scores"):
+            for detection, score in zip(found, instances.mask_scores.tolist()):
+                detection["mask_score"] = score
+        detections += found
         report(done, len(sampler))
     gathered = comm.gather((detections, milliseconds), dst=0)
     if not comm.is_main_process():
@@ -110,12 +123,15 @@ def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) 
 
     Args:
         truth: a COCO instance file.
-        detections: in COCO's results format, with the ids of ``truth``.
+        detections: in COCO's results format, with the ids of ``truth``. Masks and boundaries are ranked by
+            ``mask_score`` where there is one.
         max_dets: detections that count, an image and class.
 
     Returns:
         For each of ``bbox``, ``segm`` and ``boundary`` a dict with AP, AP50, AP75, APs, APm, APl,
         ``per_iou`` {"0.50": AP, ...} and ``per_class`` {name: AP}. None stands where the truth has no object.
+        For ``bbox`` and ``segm`` also ``bootstrap``: AP, AP50 and AP75 on ``RESAMPLES`` resamples of the images, the
+        same for all models on the same images, so that differences between models are paired.
     """
     ground_truth = COCO(truth)
     return {kind: _coco_ap(ground_truth, detections, kind, max_dets) for kind in IOU_TYPES}
@@ -124,33 +140,66 @@ def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) 
 def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: int) -> Dict:
     if kind != "bbox":
         # The size of a detection is then its mask's area, as for the truth, not its box's.
-        detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
+        detections = [
+            {**{k: v for k, v in d.items() if k != "bbox"}, "score": d.get("mask_score", d["score"])}
+            for d in detections
+        ]
     evaluation = COCOeval_faster(
-        ground_truth, ground_truth.loadRes(detections), kind, print_function=lambda *_: None
+        ground_truth,
+        ground_truth.loadRes(detections),
+        kind,
+        print_function=lambda *_: None,
+        separate_eval=True,
     )
     evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     # IoU threshold x recall x class x size (all, small, medium, large), at max_dets
     precision = np.asarray(evaluation.eval["precision"])[..., -1]
-
-    def mean(values):
-        values = values[values > -1]
-        return float(100 * values.mean()) if values.size else None
-
     thresholds = [f"{t:.2f}" for t in evaluation.params.iouThrs]
     everything = precision[..., 0]
-    return {
-        "AP": mean(everything),
-        "AP50": mean(everything[thresholds.index("0.50")]),
-        "AP75": mean(everything[thresholds.index("0.75")]),
-        **{name: mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
-        "per_iou": {t: mean(everything[k]) for k, t in enumerate(thresholds)},
+    metrics = {
+        **_headline(everything, thresholds),
+        **{name: _mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
+        "per_iou": {t: _mean(everything[k]) for k, t in enumerate(thresholds)},
         "per_class": {
-            ground_truth.cats[c]["name"]: mean(everything[:, :, k])
+            ground_truth.cats[c]["name"]: _mean(everything[:, :, k])
             for k, c in enumerate(evaluation.params.catIds)
         },
     }
+    if kind != "boundary":
+        metrics["bootstrap"] = _bootstrap(evaluation, thresholds)
+    return metrics
+
+
+def _bootstrap(evaluation: COCOeval_faster, thresholds: List[str]) -> Dict[str, List[float]]:
+    """The headline metrics with the images drawn anew: what was matched in each is known, so AP alone is computed."""
+    params, matched = evaluation._paramsEval, evaluation._evalImgs_cpp  # class x size x image
+    images, sizes = len(params.imgIds), len(params.areaRng)
+    params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
+    by_class = [matched[k * sizes * images :][:images] for k in range(len(params.catIds))]
+    draws = np.random.default_rng(0).integers(images, size=(RESAMPLES, images))
+    replicates = []
+    for draw in draws:
+        evaluation._evalImgs_cpp = [found[i] for found in by_class for i in draw]
+        evaluation.accumulate()
+        replicates.append(_headline(np.asarray(evaluation.eval["precision"])[..., 0, -1], thresholds))
+    return {
+        name: [None if r[name] is None else round(r[name], 2) for r in replicates] for name in replicates[0]
+    }
+
+
+def _headline(precision: np.ndarray, thresholds: List[str]) -> Dict[str, Optional[float]]:
+    return {
+        "AP": _mean(precision),
+        "AP50": _mean(precision[thresholds.index("0.50")]),
+        "AP75": _mean(precision[thresholds.index("0.75")]),
+    }
+
+
+def _mean(precision: np.ndarray) -> Optional[float]:
+    valid = precision[precision > -1]
+    return float(100 * valid.mean()) if valid.size else None
 
 
 def _now(device: str) -> float:

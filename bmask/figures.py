@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -15,55 +15,50 @@ from .files import write_bytes
 OURS, PAPER = "#0072B2", "#D55E00"
 
 
-def component_gains(frame: pd.DataFrame, info: Dict) -> Figure:
-    """What each row of a table gains over its first, here and in the paper.
+def gains(frame: pd.DataFrame, rows: Sequence, info: Dict) -> Figure:
+    """What each row of a table gains over its baseline, here and in the paper.
 
     Args:
         frame: from :func:`bmask.tables.table`.
+        rows: the table's rows, from :func:`bmask.tables.rows`.
         info: the table's entry in ``experiments/tables.yaml``.
 
     Returns:
-        One panel a metric: rows from top to bottom, the difference to the first row in AP points from left to
-        right. Bars are the standard deviation over seeds of the paired differences, where there are several.
+        One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in AP points
+        from left to right. Lines through our points are 95% intervals, where there are several resamples.
     """
-    metrics = info["metrics"]
-    words = frame.iloc[:, : frame.columns.get_loc("variant")]
-    labels = [
-        " + ".join(w.replace("_", " ") for w, value in row.items() if value == "✓") or "Mask R-CNN"
-        for _, row in words.iterrows()
-    ]
-    rows = range(len(frame))
+    frame = frame[[row.variant != "published" for row in rows]].reset_index(drop=True)
+    rows = [row for row in rows if row.variant != "published"]
+    # AP of small, medium and large objects, and of Cityscapes' own kind, are not compared.
+    metrics = [m for m in info["metrics"] if m not in ("APS", "APM", "APL", "AP_cityscapes")]
+    places = np.arange(len(frame))
     with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(2.3 * len(metrics) + 2.2, 0.5 * len(frame) + 1.4), layout="constrained")
+        figure = Figure(figsize=(2.1 * len(metrics) + 3, 0.42 * len(frame) + 1.5), layout="constrained")
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, metrics):
         panel.axvline(0, color="0.4", linewidth=1)
-        panel.errorbar(
-            frame[f"d{metric}"],
-            [r - 0.12 for r in rows],
-            xerr=None if frame[f"d{metric} std"].isna().all() else frame[f"d{metric} std"],
-            fmt="o",
-            color=OURS,
-            capsize=3,
-            label="here",
-        )
+        low, high = frame[f"d{metric} low"], frame[f"d{metric} high"]
+        panel.hlines(places - 0.12, low, high, color=OURS, linewidth=1.5)
+        panel.plot(frame[f"d{metric}"], places - 0.12, "o", color=OURS, label="here")
         panel.plot(
-            frame[f"paper d{metric}"],
-            [r + 0.12 for r in rows],
-            "D",
-            color=PAPER,
-            fillstyle="none",
-            label="paper",
+            frame[f"paper d{metric}"], places + 0.12, "D", color=PAPER, fillstyle="none", label="paper"
         )
         panel.set_title(metric)
-        panel.set_xlabel("difference to row 1 (AP points)", fontsize=8)
+        panel.set_xlabel("difference (AP points)", fontsize=8)
         panel.margins(x=0.15)
-    panels[0].set_yticks(list(rows), labels)
+    panels[0].set_yticks(places, [_label(row) for row in rows])
     panels[0].set_ylim(len(frame) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
     seeds = int(frame["seeds"].min())
     figure.suptitle(f"{info['title']} ({seeds} {'seed' if seeds == 1 else 'seeds'})", x=0.01, ha="left")
     return figure
+
+
+def _label(row) -> str:
+    words = {name: str(word) for name, word in row.words.items() if word != "–"}
+    if "method" in words:
+        return ", ".join(words[name] for name in ("method", "backbone", "input_size") if name in words)
+    return ", ".join(name.replace("_", " ") if word == "✓" else word for name, word in words.items()) or "none"
 
 
 def examples(rows: List[Dict[str, Tuple[np.ndarray, np.ndarray]]]) -> Figure:

@@ -1,10 +1,11 @@
-"""The boundary-preserving mask head (Section 3.2, Fig. 4), as a detectron2 mask head.
+"""The mask heads: boundary-preserving (Section 3.2, Fig. 4), Sobel (Section 4.4, Fig. 7b), and Mask R-CNN's own.
 
-It needs no RoI heads of its own: with an empty ``MODEL.ROI_MASK_HEAD.POOLER_TYPE`` detectron2's standard and
-cascade RoI heads hand a mask head the whole dict of feature maps, and this one pools what it needs from it.
+They are detectron2 mask heads and need no RoI heads of their own: with an empty ``MODEL.ROI_MASK_HEAD.POOLER_TYPE``
+detectron2's standard and cascade RoI heads hand a mask head the whole dict of feature maps, and the
+boundary-preserving head pools what it needs from it.
 """
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -12,23 +13,190 @@ from detectron2.config import configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from .boundary import boundary_targets
+from .boundary import boundary_targets, enclosed, sobel
 from .losses import BOUNDARY_LOSSES, bce_loss, boundary_loss
+from .mask_scoring import (
+    MaskIoUHead,
+    build_mask_iou_head,
+    instance_areas,
+    mask_iou_loss,
+    mask_iou_targets,
+)
 
 SUPERVISIONS = ("boundary", "mask", "none")
 
 
-@ROI_MASK_HEAD_REGISTRY.register()
-class BoundaryPreservingHead(nn.Module):
-    """Learns the mask and the boundary of each instance together.
+class JointHead:
+    """What the heads have in common: losses in training, fields of the instances at inference.
 
     In the shapes below R is the number of RoIs of all images of a batch, C the number of channels of the
     feature maps, M the side of the mask RoI features (14) and B that of the boundary RoI features (28).
+
+    A head sets the attributes ``supervision``, ``threshold``, ``loss_options``, ``output_boundaries``,
+    ``refine_masks`` and ``mask_iou_head``, and predicts.
     """
+
+    def predict(self, features, boxes: List[Boxes], classes: torch.Tensor, with_boundary: bool):
+        """
+        Args:
+            features: what detectron2's RoI heads hand over.
+            boxes: N ``Boxes``, R of them together.
+            classes: (R,), the class of each RoI.
+            with_boundary: whether the boundary is asked for.
+
+        Returns:
+            The RoI features R_m (R, C, M, M), and the logits (R, 2M, 2M) of mask and boundary; None for a boundary
+            that was not asked for or is not learned.
+        """
+        raise NotImplementedError
+
+    def forward(self, features, instances: List[Instances]):
+        """
+        Args:
+            features: feature maps (N, C, H, W) of N images by name, or with a ``POOLER_TYPE`` the RoI features R_m.
+            instances: N ``Instances``. In training the foreground proposals, with ``proposal_boxes``,
+                ``gt_classes`` and ``gt_masks``; at inference the detections, with ``pred_boxes``,
+                ``pred_classes`` and, for mask scoring, ``scores``.
+
+        Returns:
+            In training a dict with ``loss_mask`` and, where the boundary branch is supervised,
+            ``loss_boundary`` (L_mask and L_b of Eq. 4); with mask scoring ``loss_mask_iou`` as well. At inference
+            ``instances``, with ``pred_masks`` (R_n, 1, 2M, 2M) in [0, 1] added to each; if asked for
+            ``pred_boundaries`` alike; with mask scoring ``mask_scores`` (R_n,).
+        """
+        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        classes = torch.cat([x.gt_classes if self.training else x.pred_classes for x in instances])
+        roi_features, mask_logits, boundary_logits = self.predict(
+            features, boxes, classes, self.training or self.output_boundaries or self.refine_masks
+        )
+        ious = None
+        if self.mask_iou_head is not None:
+            ious = self.mask_iou_head(roi_features, mask_logits, classes)
+        if self.training:
+            return self._losses(mask_logits, boundary_logits, ious, instances)
+        fields = {"pred_masks": mask_logits[:, None].sigmoid()}
+        if self.output_boundaries:
+            fields["pred_boundaries"] = boundary_logits[:, None].sigmoid()
+        if self.refine_masks:
+            fields["pred_masks"] = (fields["pred_masks"] + enclosed(boundary_logits.sigmoid())[:, None]) / 2
+        if ious is not None:
+            fields["mask_scores"] = torch.cat([x.scores for x in instances]) * ious
+        for name, values in fields.items():
+            for x, value in zip(instances, values.split([len(x) for x in instances])):
+                x.set(name, value)
+        return instances
+
+    def _losses(self, mask_logits, boundary_logits, ious, instances):
+        side = mask_logits.shape[-1]
+        masks = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
+        masks = torch.cat(masks).float() if masks else torch.zeros_like(mask_logits, dtype=torch.float32)
+        losses = {"loss_mask": bce_loss(mask_logits.float(), masks)}
+        if boundary_logits is not None:
+            targets = masks if self.supervision == "mask" else boundary_targets(masks, self.threshold)
+            losses["loss_boundary"] = boundary_loss(boundary_logits.float(), targets, **self.loss_options)
+        if ious is not None:
+            iou_targets = mask_iou_targets(mask_logits, masks, instance_areas(instances, side))
+            losses["loss_mask_iou"] = mask_iou_loss(ious.float(), iou_targets)
+        return losses
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MaskScoringHead(JointHead, MaskRCNNConvUpsampleHead):
+    """Mask R-CNN's head with a MaskIoU head beside it: Mask Scoring R-CNN (Huang et al., CVPR 2019)."""
+
+    supervision, output_boundaries, refine_masks = "none", False, False
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, mask_iou_head: Optional[MaskIoUHead] = None, **options):
+        """
+        Args:
+            input_shape: shape of the RoI features.
+            mask_iou_head: see :mod:`bmask.mask_scoring`.
+            options: see detectron2's ``MaskRCNNConvUpsampleHead``.
+        """
+        super().__init__(input_shape, **options)
+        self.mask_iou_head = mask_iou_head
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            **super().from_config(cfg, input_shape),
+            "mask_iou_head": build_mask_iou_head(cfg, input_shape.channels),
+        }
+
+    def layers(self, x):
+        # detectron2's head is a Sequential of all its modules: here there are others as well.
+        for layer in (*self.conv_norm_relus, self.deconv, self.deconv_relu, self.predictor):
+            x = layer(x)
+        return x
+
+    def predict(self, features, boxes, classes, with_boundary):
+        logits = self.layers(features)
+        if logits.shape[1] == 1:
+            return features, logits[:, 0], None
+        return features, logits[torch.arange(len(classes), device=classes.device), classes], None
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class SobelMaskHead(MaskScoringHead):
+    """Mask R-CNN's head whose predicted mask has to have the right boundary (Section 4.4, Fig. 7b).
+
+    The Sobel operator finds the mask's edges in x and y, and two 3x3 convolutions make the boundary from them.
+    """
+
+    supervision = "boundary"
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        boundary_conv_dim: int = 16,
+        loss: str = "dice_bce",
+        bce_weight: float = 1.0,
+        dice_squared: bool = True,
+        threshold: float = 0.0,
+        output_boundaries: bool = False,
+        **options,
+    ):
+        """
+        Args:
+            boundary_conv_dim: channels between the two convolutions; the paper does not say.
+            loss, bce_weight, dice_squared, threshold, output_boundaries: see :class:`BoundaryPreservingHead`.
+            input_shape, options: see :class:`MaskScoringHead`.
+        """
+        super().__init__(input_shape, **options)
+        _one_of("loss", loss, BOUNDARY_LOSSES)
+        self.threshold, self.output_boundaries = threshold, output_boundaries
+        self.loss_options = dict(kind=loss, bce_weight=bce_weight, dice_squared=dice_squared)
+        self.boundary_fcn1 = Conv2d(2, boundary_conv_dim, kernel_size=3, padding=1, activation=F.relu)
+        self.boundary_fcn2 = Conv2d(boundary_conv_dim, 1, kernel_size=3, padding=1)
+        for layer in (self.boundary_fcn1, self.boundary_fcn2):
+            weight_init.c2_msra_fill(layer)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            **super().from_config(cfg, input_shape),
+            **_boundary_options(cfg),
+            "boundary_conv_dim": cfg.MODEL.SOBEL_MASK_HEAD.CONV_DIM,
+        }
+
+    def predict(self, features, boxes, classes, with_boundary):
+        features, mask_logits, _ = super().predict(features, boxes, classes, with_boundary)
+        if not with_boundary:
+            return features, mask_logits, None
+        return features, mask_logits, self.boundary_fcn2(self.boundary_fcn1(sobel(mask_logits.sigmoid())))[:, 0]
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class BoundaryPreservingHead(JointHead, nn.Module):
+    """Learns the mask and the boundary of each instance together."""
 
     @configurable
     def __init__(
@@ -45,6 +213,7 @@ class BoundaryPreservingHead(nn.Module):
         conv_dim: int = 256,
         num_mask_conv: int = 4,
         num_boundary_conv: int = 2,
+        num_fusion_blocks: int = 1,
         norm: str = "",
         m2b_fusion: bool = True,
         b2m_fusion: bool = True,
@@ -54,6 +223,8 @@ class BoundaryPreservingHead(nn.Module):
         dice_squared: bool = True,
         threshold: float = 0.0,
         output_boundaries: bool = False,
+        refine_masks: bool = False,
+        mask_iou_head: Optional[MaskIoUHead] = None,
     ):
         """
         Args:
@@ -64,11 +235,17 @@ class BoundaryPreservingHead(nn.Module):
             mask_resolution, boundary_resolution: M and B; B is a multiple of M.
             pooler_type, sampling_ratio: RoIAlign's, see detectron2's ``ROIPooler``.
             conv_dim, num_mask_conv, num_boundary_conv, norm: width, depth and normalisation of the branches.
+            num_fusion_blocks: how often mask and boundary features are fused, both ways (Section 4.2). The
+                convolutions stay as many: the boundary branch's are shared out between the blocks, and each
+                further block takes one of the mask branch's.
             m2b_fusion, b2m_fusion: the fusion blocks (Eq. 1, Table 6).
             supervision: what the boundary branch learns: ``boundary``, ``mask`` or ``none`` (Table 4).
             loss, bce_weight, dice_squared: see :func:`bmask.losses.boundary_loss` (Eqs. 2 and 3, Table 7).
             threshold: see :func:`bmask.boundary.boundary_targets`.
             output_boundaries: add ``pred_boundaries`` to the instances at inference.
+            refine_masks: at inference, average each mask with what its boundary encloses (Section 4.5); see
+                :func:`bmask.boundary.enclosed`.
+            mask_iou_head: see :mod:`bmask.mask_scoring`.
 
         Raises:
             ValueError: a switch has an unknown value, or the switches leave the boundary branch unused.
@@ -84,13 +261,18 @@ class BoundaryPreservingHead(nn.Module):
             raise ValueError(
                 "without boundary supervision and without B2M fusion nothing uses the boundary branch: switch one on"
             )
-        if supervision == "none" and output_boundaries:
-            raise ValueError("without boundary supervision there are no boundaries to output")
+        if supervision != "boundary" and (output_boundaries or refine_masks):
+            raise ValueError("without boundary supervision there are no boundaries to output or to refine masks with")
+        if num_boundary_conv % num_fusion_blocks or num_mask_conv < num_fusion_blocks:
+            raise ValueError(
+                f"{num_mask_conv} convolutions of the mask branch and {num_boundary_conv} of the boundary branch "
+                f"do not share out between {num_fusion_blocks} fusion blocks"
+            )
         self.class_agnostic = num_classes == 1
         self.mask_in_features, self.boundary_in_features = list(mask_in_features), list(boundary_in_features)
         self.supervision, self.threshold = supervision, threshold
         self.loss_options = dict(kind=loss, bce_weight=bce_weight, dice_squared=dice_squared)
-        self.output_boundaries = output_boundaries
+        self.output_boundaries, self.refine_masks = output_boundaries, refine_masks
 
         def pooler(in_features, resolution):
             scales = [1.0 / input_shape[f].stride for f in in_features]
@@ -125,23 +307,34 @@ class BoundaryPreservingHead(nn.Module):
         self.boundary_pooler = pooler(self.boundary_in_features, boundary_resolution)
 
         # The names of the layers are the released code's, so that its weights load.
+        def add(name, layer):
+            self.add_module(name, layer)
+            return layer
+
         in_channels = input_shape[self.mask_in_features[0]].channels
-        self.mask_fcns, self.boundary_fcns = [], []
-        for k in range(num_mask_conv):
-            self.mask_fcns.append(conv(conv_dim if k else in_channels))
-            self.add_module(f"mask_fcn{k + 1}", self.mask_fcns[-1])
+        mask_fcns = [
+            add(f"mask_fcn{k + 1}", conv(conv_dim if k else in_channels)) for k in range(num_mask_conv)
+        ]
         self.downsample = conv(
             input_shape[self.boundary_in_features[0]].channels, stride=boundary_resolution // mask_resolution
         )
-        self.mask_to_boundary = conv(conv_dim, kernel_size=1) if m2b_fusion else None
-        for k in range(num_boundary_conv):
-            self.boundary_fcns.append(conv(conv_dim))
-            self.add_module(f"boundary_fcn{k + 1}", self.boundary_fcns[-1])
-        self.boundary_to_mask = conv(conv_dim, kernel_size=1) if b2m_fusion else None
+        # Of each fusion block: mask convolutions, M2B, boundary convolutions, B2M.
+        self.blocks = []
+        for k in range(num_fusion_blocks):
+            suffix = str(k + 1) if k else ""
+            last, share = num_mask_conv - num_fusion_blocks + k + 1, num_boundary_conv // num_fusion_blocks
+            m2b = add(f"mask_to_boundary{suffix}", conv(conv_dim, kernel_size=1)) if m2b_fusion else None
+            boundary_fcns = [
+                add(f"boundary_fcn{j + 1}", conv(conv_dim)) for j in range(k * share, (k + 1) * share)
+            ]
+            b2m = add(f"boundary_to_mask{suffix}", conv(conv_dim, kernel_size=1)) if b2m_fusion else None
+            self.blocks.append((mask_fcns[last - 1 if k else 0 : last], m2b, boundary_fcns, b2m))
+        self.b2m_fusion = b2m_fusion
         self.mask_final_fusion = conv(conv_dim)
         self.mask_deconv, self.mask_predictor = deconv(), predictor()
         if supervision != "none":
             self.boundary_deconv, self.boundary_predictor = deconv(), predictor()
+        self.mask_iou_head = mask_iou_head
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -162,46 +355,27 @@ class BoundaryPreservingHead(nn.Module):
             "conv_dim": mask.CONV_DIM,
             "num_mask_conv": mask.NUM_CONV,
             "num_boundary_conv": boundary.NUM_CONV,
+            "num_fusion_blocks": boundary.NUM_FUSION_BLOCKS,
             "norm": mask.NORM,
             "m2b_fusion": boundary.M2B_FUSION,
             "b2m_fusion": boundary.B2M_FUSION,
             "supervision": boundary.SUPERVISION,
-            "loss": boundary.LOSS,
-            "bce_weight": boundary.BCE_WEIGHT,
-            "dice_squared": boundary.DICE_SQUARED,
-            "threshold": boundary.THRESHOLD,
-            "output_boundaries": boundary.OUTPUT_BOUNDARIES,
+            "refine_masks": boundary.REFINE_MASKS,
+            "mask_iou_head": build_mask_iou_head(cfg, input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels),
+            **_boundary_options(cfg),
         }
 
-    def forward(self, features: Dict[str, torch.Tensor], instances: List[Instances]):
-        """
-        Args:
-            features: feature maps (N, C, H, W) by name, of N images.
-            instances: N ``Instances``. In training the foreground proposals, with ``proposal_boxes``,
-                ``gt_classes`` and ``gt_masks``; at inference the detections, with ``pred_boxes`` and
-                ``pred_classes``.
-
-        Returns:
-            In training a dict with ``loss_mask`` and, where the boundary branch is supervised,
-            ``loss_boundary`` (L_mask and L_b of Eq. 4). At inference ``instances``, with ``pred_masks``
-            (R_n, 1, 2M, 2M) in [0, 1] added to each and, if asked for, ``pred_boundaries`` alike.
-        """
-        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        classes = torch.cat([x.gt_classes if self.training else x.pred_classes for x in instances])
-        mask, boundary = self.layers(
-            *self.pool(features, boxes), with_boundary=self.training or self.output_boundaries
-        )
+    def predict(self, features: Dict[str, torch.Tensor], boxes, classes, with_boundary):
+        roi_features, boundary = self.pool(features, boxes)
+        mask, boundary = self.layers(roi_features, boundary, with_boundary)
         mask_logits = self._predict(mask, self.mask_deconv, self.mask_predictor, classes)
-        boundary_logits = None
-        if self.supervision != "none" and boundary is not None:
-            boundary_logits = self._predict(boundary, self.boundary_deconv, self.boundary_predictor, classes)
-
-        if self.training:
-            return self._losses(mask_logits, boundary_logits, instances)
-        self._add_field(instances, "pred_masks", mask_logits)
-        if self.output_boundaries:
-            self._add_field(instances, "pred_boundaries", boundary_logits)
-        return instances
+        if self.supervision == "none" or not with_boundary:
+            return roi_features, mask_logits, None
+        return (
+            roi_features,
+            mask_logits,
+            self._predict(boundary, self.boundary_deconv, self.boundary_predictor, classes),
+        )
 
     def pool(
         self, features: Dict[str, torch.Tensor], boxes: List[Boxes]
@@ -222,18 +396,18 @@ class BoundaryPreservingHead(nn.Module):
         Returns:
             The features of both branches, (R, conv_dim, M, M) each; None for a branch that was left out.
         """
-        for layer in self.mask_fcns:
-            mask = layer(mask)
-        if with_boundary or self.boundary_to_mask is not None:
-            boundary = self.downsample(boundary)
-            if self.mask_to_boundary is not None:
-                boundary = self.mask_to_boundary(mask) + boundary  # Eq. 1
-            for layer in self.boundary_fcns:
+        boundary = self.downsample(boundary) if with_boundary or self.b2m_fusion else None
+        for mask_fcns, m2b, boundary_fcns, b2m in self.blocks:
+            for layer in mask_fcns:
+                mask = layer(mask)
+            if boundary is None:
+                continue
+            if m2b is not None:
+                boundary = m2b(mask) + boundary  # Eq. 1
+            for layer in boundary_fcns:
                 boundary = layer(boundary)
-        else:
-            boundary = None
-        if self.boundary_to_mask is not None:
-            mask = self.boundary_to_mask(boundary) + mask
+            if b2m is not None:
+                mask = b2m(boundary) + mask
         return self.mask_final_fusion(mask), boundary
 
     def _predict(self, x, deconv, predictor, classes):
@@ -244,20 +418,17 @@ class BoundaryPreservingHead(nn.Module):
         weight, bias = predictor.weight[classes, :, 0, 0], predictor.bias[classes]
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
 
-    def _losses(self, mask_logits, boundary_logits, instances):
-        side = mask_logits.shape[-1]
-        masks = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
-        masks = torch.cat(masks).float() if masks else torch.zeros_like(mask_logits, dtype=torch.float32)
-        losses = {"loss_mask": bce_loss(mask_logits.float(), masks)}
-        if boundary_logits is not None:
-            targets = boundary_targets(masks, self.threshold) if self.supervision == "boundary" else masks
-            losses["loss_boundary"] = boundary_loss(boundary_logits.float(), targets, **self.loss_options)
-        return losses
 
-    @staticmethod
-    def _add_field(instances, name, logits):
-        for x, y in zip(instances, logits[:, None].sigmoid().split([len(x) for x in instances])):
-            x.set(name, y)
+def _boundary_options(cfg) -> Dict:
+    """What the boundary branches of both heads have in common."""
+    boundary = cfg.MODEL.BOUNDARY_MASK_HEAD
+    return {
+        "loss": boundary.LOSS,
+        "bce_weight": boundary.BCE_WEIGHT,
+        "dice_squared": boundary.DICE_SQUARED,
+        "threshold": boundary.THRESHOLD,
+        "output_boundaries": boundary.OUTPUT_BOUNDARIES,
+    }
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

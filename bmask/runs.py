@@ -8,12 +8,14 @@ process of its own, which holds the lock of its folder for as long as it works o
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +28,7 @@ from detectron2.utils import comm
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from . import config, datasets, evaluate
+from . import config, datasets, evaluate, submission
 from .errors import InputError
 from .files import write_bytes
 from .train import NonFiniteLoss, train
@@ -50,6 +52,12 @@ class Run:
     @cached_property
     def name(self) -> str:
         return f"{self.variant}-seed{self.seed}-{config.identity(self.cfg)}"
+
+    @property
+    def trained_as(self) -> "Run":
+        """The run whose weights this one has: its own, unless the variant differs at inference alone."""
+        variant = self.cfg.STUDY.TRAINED_AS
+        return Run(variant, self.profile, self.seed) if variant else self
 
     @property
     def folder(self) -> Path:
@@ -97,18 +105,27 @@ def ensure(runs: List[Run], options: Options) -> bool:
         InputError: wrong data or options.
     """
     runs = list(dict.fromkeys(runs))
-    device = check_device(options)
+    check_device(options)
     for run in runs:
         if run.own_record.exists():
             publish(run)
-    open_runs = [run for run in runs if not _made(run, options.reuse)]
-    if not open_runs:
+    left = unmade(runs, options)
+    if not left:
         return True
     _checked_data(runs, options)
-    jobs = options.jobs or (
-        1 if device == "cuda" else max(1, (os.cpu_count() or 1) // open_runs[0].cfg.STUDY.THREADS)
-    )
-    return _Pool(open_runs, options, jobs).carry_out()
+    return _Pool(left, options, jobs(options, left)).carry_out()
+
+
+def unmade(runs: List[Run], options: Options) -> List[Run]:
+    """Those of the runs that have to be carried out."""
+    return [run for run in runs if not _made(run, options.reuse)]
+
+
+def jobs(options: Options, runs: List[Run]) -> int:
+    """Runs at a time: as many as asked for, or one on a GPU, or one for each of the cores."""
+    if options.jobs or check_device(options) == "cuda":
+        return options.jobs or 1
+    return max(1, (os.cpu_count() or 1) // runs[0].cfg.STUDY.THREADS)
 
 
 def check_device(options: Options) -> str:
@@ -168,8 +185,10 @@ class _Pool:
     """Worker processes, at most ``jobs`` at a time, and the bar that shows them."""
 
     def __init__(self, runs: List[Run], options: Options, jobs: int):
-        # Rows add components, so the last cost most: started first, they leave the least to wait for at the end.
-        self.waiting, self.jobs, self.options = runs[::-1], jobs, options
+        # Rows add components, so the last cost most: started first, they leave the least to wait for at the end. What
+        # takes another run's weights comes after it.
+        self.waiting = sorted(runs[::-1], key=lambda run: run.trained_as != run)
+        self.jobs, self.options = jobs, options
         self.runs, self.workers = runs, {}
 
     def carry_out(self) -> bool:
@@ -259,6 +278,27 @@ def _why(run: Run, status: int) -> str:
 
 def work(run: Run, options: Options) -> int:
     """Carry out one run in this process (and, with more than one GPU, its children). Returns the exit status."""
+    with _held(run):
+        if not run.own_record.exists():
+            device = check_device(options)
+            parts = list(dict.fromkeys([run, run.trained_as]))
+            data = _checked_data(parts, options)
+            for part in parts:
+                write_bytes(part.folder / "data_fingerprint", data.fingerprint.encode())
+            try:
+                launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=(run, data, device))
+            except torch.multiprocessing.ProcessRaisedException:
+                if not (run.record() or {}).get("failed"):
+                    raise
+        if not run.own_record.exists():
+            return FAILED
+        publish(run)
+    return 0
+
+
+@contextmanager
+def _held(run: Run):
+    """Hold the lock of a run's folder, and of the one that it has its weights from; say who has it and wait."""
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.folder / "lock")
     try:
@@ -271,36 +311,26 @@ def work(run: Run, options: Options) -> int:
         )
         lock.acquire()
     try:
-        if not run.own_record.exists():
-            device = check_device(options)
-            data = _checked_data([run], options)
-            write_bytes(run.folder / "data_fingerprint", data.fingerprint.encode())
-            try:
-                launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=(run, data, device))
-            except torch.multiprocessing.ProcessRaisedException:
-                if not (run.record() or {}).get("failed"):
-                    raise
-        if not run.own_record.exists():
-            return FAILED
-        publish(run)
+        if run.trained_as != run:
+            with _held(run.trained_as):
+                yield
+        else:
+            yield
     finally:
         lock.release()
-    return 0
 
 
 def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
     if device == "cpu":
         torch.set_num_threads(run.cfg.STUDY.THREADS)
-    cfg = run.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = device
+    cfg = on_device(run.cfg, device)
     record = {
         "run": run.name,
         "variant": run.variant,
         "profile": run.profile,
         "seed": run.seed,
         "data_fingerprint": data.fingerprint,
-        **_provenance(device),
+        **provenance(device),
         "num_gpus": comm.get_world_size(),
         "config": run.cfg.dump(),
     }
@@ -315,33 +345,46 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
                 "phase": phase,
                 "iteration": iteration,
             }
-            write_bytes(run.folder / "progress.json", _json(state))
+            write_bytes(run.folder / "progress.json", as_json(state))
 
     total = cfg.SOLVER.MAX_ITER
+    trained_as = run.trained_as
     try:
         trained = train(
-            cfg, data.train.load(), run.folder, lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i)
+            on_device(trained_as.cfg, device),
+            data.train.load(),
+            trained_as.folder,
+            lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i),
         )
     except NonFiniteLoss as error:
-        write_bytes(run.published, _json({**record, "failed": str(error)}))
+        write_bytes(run.published, as_json({**record, "failed": str(error)}))
         print(error, flush=True)
         if comm.get_world_size() > 1:
             raise  # the other ranks may not have seen it: the launcher has to stop them
         return
-    model = evaluate.load_model(cfg, run.folder / "checkpoint.pth")
+    model = evaluate.load_model(cfg, trained_as.folder / "checkpoint.pth")
+    images = data.val.load()
     detections, milliseconds = evaluate.detect(
-        cfg, model, data.val.load(), lambda i, n: report(f"evaluating {i}/{n}", total)
+        cfg, model, images, data.val.category_ids(), lambda i, n: report(f"evaluating {i}/{n}", total)
     )
     if not comm.is_main_process():
         return
-    ids = data.val.category_ids()
-    for detection in detections:
-        detection["category_id"] = ids[detection["category_id"]]
     record["metrics"] = evaluate.average_precision(data.val.json, detections, cfg.TEST.DETECTIONS_PER_IMAGE)
+    if cfg.STUDY.DATASET == "cityscapes":
+        truth = data.val.images.parents[1] / "gtFine" / "val"
+        record["metrics"]["cityscapes"] = submission.cityscapes_average_precision(detections, images, truth)
     record["milliseconds_per_image"] = milliseconds
     record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record.update(trained)
-    write_bytes(run.own_record, _json(record))
+    write_bytes(run.own_record, as_json(record))
+
+
+def on_device(cfg, device: str):
+    """A copy of a configuration for a device, not frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    return cfg
 
 
 def _stop_if_orphaned() -> None:
@@ -361,7 +404,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _provenance(device: str) -> Dict:
+def provenance(device: str) -> Dict:
     def git(*arguments):
         try:
             command = ["git", "-C", str(REPOSITORY), *arguments]
@@ -394,5 +437,8 @@ def _cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _json(content: Dict) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
+def as_json(content: Dict) -> bytes:
+    """Indented, but for lists of numbers, which take one line each."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[[\s\d.,e+-]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    return (text + "\n").encode()

@@ -1,8 +1,9 @@
 """From records to a table, beside the paper's. A pure function of the records."""
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, NamedTuple, Optional
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -11,110 +12,292 @@ from .config import EXPERIMENTS, nearest
 from .files import write_bytes
 
 # The paper's columns, as fields of a record's metrics. Its AP^b is the AP of boxes, not of boundaries.
-METRICS = {"AP": ("segm", "AP"), "AP50": ("segm", "AP50"), "AP75": ("segm", "AP75"), "APb": ("bbox", "AP")}
+METRICS = {
+    "AP": ("segm", "AP"),
+    "AP50": ("segm", "AP50"),
+    "AP75": ("segm", "AP75"),
+    "APS": ("segm", "APs"),
+    "APM": ("segm", "APm"),
+    "APL": ("segm", "APl"),
+    "APb": ("bbox", "AP"),
+    "APb50": ("bbox", "AP50"),
+    "APb75": ("bbox", "AP75"),
+    "AP_val": ("segm", "AP"),
+    "AP75_val": ("segm", "AP75"),
+    "AP_cityscapes": ("cityscapes", "AP"),
+}
+PUBLISHED = "published"
+
+
+class Row(NamedTuple):
+    """A row: its variant (``published`` for a method that is only quoted), what it is compared with, its words."""
+
+    variant: str
+    baseline: str
+    words: Dict[str, str]
+
+
+def specs() -> Dict[str, Dict]:
+    """What ``experiments/tables.yaml`` says, by the table's number or name."""
+    return yaml.safe_load((EXPERIMENTS / "tables.yaml").read_text())
 
 
 def spec(number: str) -> Dict:
-    """What ``experiments/tables.yaml`` says of a table. Raises InputError for one that it does not know."""
-    specs = yaml.safe_load((EXPERIMENTS / "tables.yaml").read_text())
-    if str(number) not in specs:
-        raise nearest("table", number, list(specs))
-    return specs[str(number)]
+    """What it says of one table. Raises InputError for one that it does not know."""
+    known = specs()
+    if str(number) not in known:
+        raise nearest("table", number, list(known))
+    return known[str(number)]
+
+
+def title(number: str) -> str:
+    """How the table is called: "Table 3. Adding ...", or its own title for one without a number."""
+    text = spec(number)["title"]
+    return f"Table {number}. {text}" if str(number).isdigit() else text
+
+
+def base_path(number: str, profile: str) -> Path:
+    """Where the table's files are, without their suffixes."""
+    name = f"table{number}" if str(number).isdigit() else str(number)
+    return runs.OUTPUT / "results" / profile / name
+
+
+def notebook(number: str) -> str:
+    """The file name of the table's notebook."""
+    return Path(spec(number)["paper"]).with_suffix(".ipynb").name
+
+
+def _paper(number: str) -> pd.DataFrame:
+    return pd.read_csv(EXPERIMENTS / "paper" / spec(number)["paper"])
+
+
+def rows(number: str) -> List[Row]:
+    """The rows of a table: the paper's in its order, then those that are ours alone."""
+    info = spec(number)
+    paper = _paper(number)
+    words = paper[[c for c in paper.columns if c not in info["metrics"]]]
+    words = words.replace({"yes": "✓", "no": "–"}).astype(object).where(words.notna(), "–")
+    entries = [entry.split(" vs ") for entry in info["rows"]]
+    first = next(entry[0] for entry in entries if entry[0] != PUBLISHED)
+    found = [Row(entry[0], entry[-1] if len(entry) > 1 else first, {**words.iloc[k]}) for k, entry in enumerate(entries)]
+    for variant, own in info.get("more", {}).items():
+        found.append(Row(variant, first, {**dict.fromkeys(words, "–"), **own}))
+    return found
 
 
 def table_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
     """The runs of a table: its rows, each with every seed."""
-    return [runs.Run(variant, profile, seed) for variant in spec(number)["rows"] for seed in seeds]
+    return [
+        runs.Run(row.variant, profile, seed)
+        for row in rows(number)
+        if row.variant != PUBLISHED
+        for seed in seeds
+    ]
 
 
 def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
     """A table of the paper from the published records, one line a row.
 
     For each metric M of the table there are the columns ``M`` (mean over the seeds, in percent), ``M std`` (sample
-    standard deviation over the seeds; empty for one seed), ``dM`` and ``dM std`` (the same of the difference to
-    the first row with the same seed), and the paper's ``paper M`` and ``paper dM``. The columns before them
-    say what the row is, in the paper's words; ``seeds`` counts the records and ``note`` says why there are
-    fewer than asked for. ``attrs`` holds the devices, commits and data fingerprints of the records.
+    standard deviation over the seeds; empty for one seed), ``dM`` and ``dM std`` (the same of the difference to the
+    row's baseline with the same seed), ``dM low`` and ``dM high`` (see :func:`interval`), and the paper's ``paper M``
+    and ``paper dM``. The columns before them say what the row is, in the paper's words; ``seeds`` counts the records
+    and ``note`` says why there are fewer than asked for. ``attrs`` holds the devices, commits and data fingerprints
+    of the records.
     """
-    info = spec(number)
-    paper = pd.read_csv(EXPERIMENTS / "paper" / info["paper"])
-    words = paper[[c for c in paper.columns if c not in info["metrics"]]].replace({"yes": "✓", "no": "–"})
-    lines, baseline, found = [], {}, []
-    for k, variant in enumerate(info["rows"]):
-        records = {seed: runs.Run(variant, profile, seed).record() for seed in seeds}
-        found += [record for record in records.values() if record]
-        good = {seed: record for seed, record in records.items() if record and "failed" not in record}
-        line = {**words.iloc[k], "variant": variant, "seeds": len(good)}
-        for metric in info["metrics"]:
-            kind, key = METRICS[metric]
-            ours = pd.Series(
-                {seed: record["metrics"][kind][key] for seed, record in good.items()}, dtype=float
-            )
-            baseline.setdefault(metric, ours)
+    metrics = spec(number)["metrics"]
+    entries, paper = rows(number), _paper(number)
+    records = {
+        row.variant: {seed: runs.Run(row.variant, profile, seed).record() for seed in seeds}
+        for row in entries
+        if row.variant != PUBLISHED
+    }
+    line_of = {row.variant: k for k, row in enumerate(entries)}
+
+    def published(metric: str, k: int) -> float:
+        return float(paper[metric][k]) if metric in paper and k < len(paper) else float("nan")
+
+    lines = []
+    for k, row in enumerate(entries):
+        made = records.get(row.variant, {})
+        good, base = _good(made), _good(records[row.baseline])
+        line = {**row.words, "variant": row.variant, "seeds": len(good)}
+        for metric in metrics:
+            ours, difference = _values(good, metric), _values(good, metric) - _values(base, metric)
             line[metric], line[f"{metric} std"] = ours.mean(), ours.std()
-            difference = ours - baseline[metric]
             line[f"d{metric}"], line[f"d{metric} std"] = difference.mean(), difference.std()
-            line[f"paper {metric}"] = paper[metric][k]
-            line[f"paper d{metric}"] = round(paper[metric][k] - paper[metric][0], 1)
+            line[f"d{metric} low"], line[f"d{metric} high"] = interval(good, base, metric)
+            line[f"paper {metric}"] = published(metric, k)
+            gain = published(metric, k) - published(metric, line_of[row.baseline])
+            line[f"paper d{metric}"] = float("nan") if row.variant == PUBLISHED else round(gain, 1)
         line["note"] = "; ".join(
             f"seed {seed}: " + (f"failed, {record['failed']}" if record else "not run")
-            for seed, record in records.items()
+            for seed, record in made.items()
             if seed not in good
         )
         lines.append(line)
     frame = pd.DataFrame(lines)
+    everything = [record for made in records.values() for record in made.values() if record]
     for key in ("device_name", "git_commit", "data_fingerprint"):
-        frame.attrs[key] = sorted({str(record.get(key)) for record in found})
+        frame.attrs[key] = sorted({str(record.get(key)) for record in everything})
     return frame
 
 
+def _good(records: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
+    return {seed: record for seed, record in records.items() if record and "failed" not in record}
+
+
+def _values(records: Dict[int, Dict], metric: str) -> pd.Series:
+    kind, key = METRICS[metric]
+    return pd.Series({seed: record["metrics"].get(kind, {}).get(key) for seed, record in records.items()}, dtype=float)
+
+
+def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> tuple:
+    """A 95% bootstrap interval of the mean difference of two rows, paired over images and seeds.
+
+    The records hold AP on resamples of the images, the same for both rows. Here the seeds that both rows share are
+    drawn anew as well, and the middle 95% of the means are taken. Three seeds are few: the spread that they show of
+    the seeds is too small by a fifth or so.
+
+    Args:
+        ours, base: the records of the two rows, by seed.
+        metric: a column of the paper.
+
+    Returns:
+        Its ends in AP points; two NaN where the rows are one, or records without resamples or other images.
+    """
+    kind, key = METRICS[metric]
+    nothing = (float("nan"), float("nan"))
+    shared = sorted(ours.keys() & base.keys())
+    pairs = [
+        [record["metrics"].get(kind, {}).get("bootstrap", {}).get(key) for record in (ours[s], base[s])]
+        for s in shared
+        if ours[s].get("data_fingerprint") == base[s].get("data_fingerprint")
+    ]
+    if not pairs or any(side is None for pair in pairs for side in pair) or len(pairs) < len(shared):
+        return nothing
+    sides = np.array(pairs, dtype=float)  # seed x (ours, base) x resample
+    differences = sides[:, 0] - sides[:, 1]
+    if not differences.any():
+        return nothing
+    resamples = differences.shape[1]
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(len(pairs), resamples))
+    means = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
+    low, high = np.nanpercentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
-    """The table as text: ours, the paper's in brackets, and both differences to the first row."""
-    info = spec(number)
-    words = list(frame.columns[: frame.columns.get_loc("variant")])
+    """The table as text: ours, the paper's in brackets, and both differences to the row's baseline."""
+    info, entries = spec(number), rows(number)
+    words = list(entries[0].words)
     shown = frame[words].copy()
     shown.columns = [w.replace("_", " ") for w in words]
-    for metric in info["metrics"]:
+    here = [_setting(row.variant, profile) for row in entries]
+    if len({text for text in here if text}) > 1:
+        shown["here"] = [text or PUBLISHED for text in here]
+    elif not all(here):
+        shown["here"] = ["run" if text else PUBLISHED for text in here]
+    # Neither here nor in the paper: Cityscapes' own AP of another data set.
+    metrics = [m for m in info["metrics"] if frame[[m, f"paper {m}"]].notna().any(axis=None)]
+    for metric in metrics:
         shown[f"{metric} (paper)"] = [
-            _number(row[metric], row[f"{metric} std"]) + f" ({row[f'paper {metric}']:.1f})"
-            for _, row in frame.iterrows()
+            _cell(row[metric], row[f"{metric} std"], row[f"paper {metric}"]) for _, row in frame.iterrows()
         ]
-    for metric in info["metrics"]:
-        shown[f"Δ{metric} (paper)"] = [
-            _number(row[f"d{metric}"], row[f"d{metric} std"], "+") + f" ({row[f'paper d{metric}']:+.1f})"
-            for _, row in frame.iterrows()
-        ]
-    lines = [f"Table {number}. {info['title']}: profile `{profile}`, the paper's numbers in brackets.", ""]
+    for metric in metrics:
+        # The sizes are for reading a row by itself.
+        if metric not in ("APS", "APM", "APL", "AP_cityscapes"):
+            shown[f"Δ{metric} (paper)"] = [_difference(row, entry, metric) for (_, row), entry in zip(frame.iterrows(), entries)]
+    lines = [f"{title(number)}: profile `{profile}`, the paper's numbers in brackets.", ""]
     lines += [shown.to_markdown(index=False, disable_numparse=True), ""]
-    seeds = sorted(set(frame["seeds"]))
+    lines += [line for line in (info.get("note", ""), _stands_in(profile, here)) if line]
+    seeds = sorted({row["seeds"] for (_, row), entry in zip(frame.iterrows(), entries) if entry.variant != PUBLISHED})
     if seeds == [1]:
-        lines += ["One seed: there is no spread, and a difference may be noise.", ""]
+        lines += ["", "One seed: there is no spread over seeds, and a difference may be noise."]
     elif len(seeds) == 1 and seeds[0]:
-        lines += [
-            f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed.",
-            "",
-        ]
-    lines += [f"- {row['variant']}: {row['note']}\n" for _, row in frame.iterrows() if row["note"]]
+        lines += ["", f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed."]
+    if frame[[c for c in frame.columns if c.endswith(" low")]].notna().any(axis=None):
+        over = "images" if seeds == [1] else "images and seeds"
+        lines += [f"In square brackets the 95% bootstrap interval of a difference, paired over {over}; * where zero is outside."]
+    notes = [f"- {row['variant']}: {row['note']}" for _, row in frame.iterrows() if row["note"]]
+    lines += ["", *notes] if notes else []
     made = {key: ", ".join(values) for key, values in frame.attrs.items()}
     if made["device_name"]:
         lines += [
-            f"Made on {made['device_name']}, at commit {made['git_commit']}, from data {made['data_fingerprint']}."
+            "",
+            f"Made on {made['device_name']}, at commit {made['git_commit']}, from data {made['data_fingerprint']}.",
         ]
     if len(frame.attrs["data_fingerprint"]) > 1:
         lines += ["**The rows have seen different data: do not compare them.**"]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _setting(variant: str, profile: str) -> str:
+    """The backbone and input size of a row, as they are here; nothing for a row that is only quoted."""
+    if variant == PUBLISHED:
+        return ""
+    cfg = runs.Run(variant, profile, 0).cfg
+    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnet_fpn_backbone"
+    return f"{cfg.MODEL.HRNET.NAME if hrnet else f'ResNet-{cfg.MODEL.RESNETS.DEPTH}'}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
+
+
+def _stands_in(profile: str, here: List[str]) -> str:
+    """One line: on what the rows were trained, with which backbone and schedule."""
+    cfg = runs.Run("mask_rcnn", profile, 0).cfg
+    settings = {text for text in here if text}
+    return (
+        f"Here: {', '.join(settings) + ', ' if len(settings) == 1 else ''}data `{cfg.STUDY.DATASET}`, "
+        f"{cfg.SOLVER.IMS_PER_BATCH} images a batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate "
+        f"{cfg.SOLVER.BASE_LR:g}, lowered after {' and '.join(map(str, cfg.SOLVER.STEPS))}"
+        + (" (by the linear scaling rule)." if "-batch" in profile else ".")
+    )
+
+
 def write(number: str, profile: str, seeds: List[int]) -> Path:
-    """Write ``results/<profile>/table<number>.csv``, ``.md`` and ``.png`` and return the path of the ``.md``."""
-    from . import figures
+    """Write the table's ``.csv``, ``.md`` and ``.png`` under ``results/<profile>/`` and return the path of the ``.md``."""
+    from . import cost, figures
 
     frame = table(number, profile, seeds)
-    base = runs.OUTPUT / "results" / profile / f"table{number}"
+    base = base_path(number, profile)
+    text = to_markdown(number, profile, frame)
+    if spec(number).get("cost"):
+        text += "\n" + cost.to_markdown(profile)
     write_bytes(base.with_suffix(".csv"), frame.round(4).to_csv(index=False).encode())
-    write_bytes(base.with_suffix(".md"), to_markdown(number, profile, frame).encode())
-    figures.save(figures.component_gains(frame, spec(number)), base.with_suffix(".png"))
+    write_bytes(base.with_suffix(".md"), text.encode())
+    figures.save(figures.gains(frame, rows(number), spec(number)), base.with_suffix(".png"))
     return base.with_suffix(".md")
+
+
+def write_page(profile: str) -> Path:
+    """Write ``results/<profile>/README.md``: every table that has been made, with its figure and its notebook."""
+    folder = runs.OUTPUT / "results" / profile
+    parts = [f"# Results of profile `{profile}`"]
+    for number in specs():
+        base = base_path(number, profile)
+        if base.with_suffix(".md").exists():
+            links = [f"[{s}]({base.name}.{s})" for s in ("csv", "png")]
+            if (folder / notebook(number)).exists():
+                links.append(f"[notebook]({notebook(number)})")
+            heading, rest = base.with_suffix(".md").read_text().split("\n", 1)
+            parts += [f"## {heading.split(': profile')[0]}", rest.strip(), " · ".join(links)]
+    path = folder / "README.md"
+    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
+    return path
+
+
+def _cell(value: float, std: float, paper: float) -> str:
+    return _number(value, std) + ("" if pd.isna(paper) else f" ({paper:.1f})")
+
+
+def _difference(row: pd.Series, entry: Row, metric: str) -> str:
+    if entry.variant in (PUBLISHED, entry.baseline):
+        return ""
+    low, high = row[f"d{metric} low"], row[f"d{metric} high"]
+    text = _number(row[f"d{metric}"], row[f"d{metric} std"], "+")
+    if not pd.isna(low):
+        text += f" [{low:+.1f}, {high:+.1f}]" + ("*" if low > 0 or high < 0 else "")
+    paper = row[f"paper d{metric}"]
+    return text + ("" if pd.isna(paper) else f" ({paper:+.1f})")
 
 
 def _number(value: float, std: float = float("nan"), sign: str = "") -> str:

@@ -1,5 +1,6 @@
 """Where the data of a configuration lies, in COCO format, and whether it is fit to be used."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -8,8 +9,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ..errors import InputError
-from . import shapes
-from .check import check_coco, fingerprint
+from . import cityscapes, shapes
+from .check import check_coco, check_files, fingerprint
 
 
 class Split(NamedTuple):
@@ -41,8 +42,8 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
 
     Args:
         cfg: a resolved configuration.
-        data: the folder of the data set; by default ``$DETECTRON2_DATASETS/coco`` for COCO and
-            ``output/data/nuclei`` for nuclei. The embedded shapes are under ``output/data``, always.
+        data: the folder of the data set; by default ``$DETECTRON2_DATASETS/coco`` for COCO, ``.../cityscapes`` for
+            Cityscapes, and ``output/data/nuclei`` for nuclei. The embedded shapes are under ``output/data``, always.
         output: the folder that everything is written under.
 
     Raises:
@@ -66,13 +67,36 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
         folder = _existing(data or output / "data/nuclei", "`python -m bmask prepare-nuclei` makes one")
         return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
     if name == "coco":
-        default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
-        folder = _existing(data or default, "download COCO 2017 from cocodataset.org")
+        folder = coco_folder(data)
         return {
             s: Split(folder / f"annotations/instances_{s}2017.json", folder / f"{s}2017")
             for s in ("train", "val")
         }
-    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei and coco")
+    if name == "cityscapes":
+        folder = cityscapes_folder(data)
+        # Converted once for each place that the data set is read from.
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        return {
+            s: Split(
+                output / "data" / f"cityscapes-{place}" / f"instances_{s}.json", folder / "leftImg8bit" / s
+            )
+            for s in ("train", "val")
+        }
+    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco and cityscapes")
+
+
+def coco_folder(data: Optional[Path]) -> Path:
+    """The folder of COCO 2017, in detectron2's layout. Raises InputError where there is none."""
+    return _existing(data or _downloaded() / "coco", "download COCO 2017 from cocodataset.org")
+
+
+def cityscapes_folder(data: Optional[Path]) -> Path:
+    """The folder with ``leftImg8bit`` and ``gtFine``. Raises InputError where there is none."""
+    return _existing(data or _downloaded() / "cityscapes", "download it from cityscapes-dataset.com")
+
+
+def _downloaded() -> Path:
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
 def shapes_folder(cfg, output: Path) -> Path:
@@ -85,7 +109,7 @@ def shapes_folder(cfg, output: Path) -> Path:
 
 
 def prepare(cfg, data: Optional[Path], output: Path) -> Data:
-    """Make (the embedded shapes) or check (everything else) the configured data.
+    """Make (the embedded shapes), convert (Cityscapes) and check the configured data.
 
     Raises:
         InputError: something is wrong with the data; see :func:`bmask.datasets.check.check_coco`.
@@ -100,6 +124,8 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
             num_val=options.NUM_VAL,
             image_size=options.IMAGE_SIZE,
         )
+    if cfg.STUDY.DATASET == "cityscapes":
+        cityscapes.convert(cityscapes_folder(data), splits["val"].json.parent)
     for split in splits.values():
         content = check_coco(split.json, split.images, drop_zero_area=cfg.STUDY.DROP_ZERO_AREA)
         if len(content["categories"]) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:

@@ -43,7 +43,7 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
                 f"Image {image['id']} in {json_file} has the file_name {name!r}, height {sides[0]!r} and"
                 f" width {sides[1]!r}, which must be a text and two positive integers; correct its entry."
             )
-    _check_files(json_file, image_root, data["images"])
+    check_files(json_file, image_root, data["images"])
 
     _by_id(json_file, "annotation", data["annotations"])
     empty = []
@@ -134,7 +134,8 @@ def _by_id(json_file: Path, kind: str, entries: Iterable[dict]) -> dict:
     return found
 
 
-def _check_files(json_file: Path, image_root: Path, images: list[dict]) -> None:
+def check_files(json_file: Path, image_root: Path, images: list[dict]) -> None:
+    """Raise InputError where the file of one of the ``images`` of ``json_file`` is not under ``image_root``."""
     present: dict[str, set[str]] = {}  # listed once: asking for each file is slow on network file systems
     missing = []
     for image in images:

@@ -1,0 +1,236 @@
+"""What the heads cost: multiply-adds, parameters, time and memory (Table 8)."""
+
+import json
+import multiprocessing
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+import pandas as pd
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.roi_heads.mask_head import build_mask_head
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.env import seed_all_rng
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+from tqdm import tqdm
+
+from . import config, runs, tables
+from .files import write_bytes
+
+TABLE = "8"
+SECONDS = 60  # for all systems together
+MIN_ROUNDS, MAX_ROUNDS = 5, 200
+
+
+def multiply_adds(variant: str) -> float:
+    """Multiply-adds, in 10^9, of a variant's mask head for one RoI at the paper's sizes, as Table 8 counts them.
+
+    Without the final predictors: the deconvolutions and the 1x1 convolutions after them.
+    """
+    cfg = config.resolve(variant, "paper")
+    channels, side = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+    inputs = [torch.zeros(1, channels, side, side)]
+    if cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
+        shape = ShapeSpec(channels=channels, height=side, width=side)
+    else:
+        shape = {f"p{k}": ShapeSpec(channels=channels, stride=2**k) for k in (2, 3, 4, 5)}
+        side = cfg.MODEL.BOUNDARY_MASK_HEAD.POOLER_RESOLUTION
+        inputs.append(torch.zeros(1, channels, side, side))
+
+    class Layers(nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head = head
+
+        def forward(self, *features):
+            return self.head.layers(*features)
+
+    counts = FlopCountAnalysis(Layers(build_mask_head(cfg, shape)), tuple(inputs))
+    counts = counts.unsupported_ops_warnings(False).by_module()
+    predictors = sum(n for name, n in counts.items() if name in ("head.deconv", "head.predictor"))
+    return (counts[""] - predictors) / 1e9
+
+
+def ensure(profile: str, options: runs.Options) -> None:
+    """Measure what Table 8 shows, unless this has been done here, and publish it to ``results/<profile>/cost.json``.
+
+    With ``options.reuse`` a published measurement is taken as it is.
+    """
+    device = runs.check_device(options)
+    own, published = runs.OUTPUT / "runs" / profile / "cost.json", published_path(profile)
+    if not own.exists() and options.reuse and published.exists():
+        return
+    systems = [run.variant for run in tables.table_runs(TABLE, profile, [0])]
+    if not own.exists() or json.loads(own.read_text())["runs"] != _identities(profile, systems):
+        write_bytes(own, runs.as_json(measure(profile, systems, device)))
+    write_bytes(published, own.read_bytes())
+
+
+def published_path(profile: str) -> Path:
+    return runs.OUTPUT / "results" / profile / "cost.json"
+
+
+def _identities(profile: str, systems: List[str]) -> Dict[str, str]:
+    return {variant: runs.Run(variant, profile, 0).name for variant in systems}
+
+
+def measure(profile: str, systems: List[str], device: str) -> Dict:
+    """Time the systems in turn, so that what slows the machine down slows all of them down.
+
+    The weights are random and the image is noise of ``STUDY.COST_INPUT``: every system does what it does for any
+    image, and its mask head sees the same ``TEST.DETECTIONS_PER_IMAGE`` detections.
+
+    Returns:
+        For each system ``ms``, the median over the rounds, ``ms_quartiles``; ``ratio``, the median over the rounds
+        of its time by the first system's; ``parameters``, ``head_multiply_adds`` (see :func:`multiply_adds`), and
+        ``peak_memory_mib``: of the GPU's memory, or on the CPU of a process that does nothing else. And where it was
+        measured.
+    """
+    cfgs = {variant: _cfg(profile, variant, device) for variant in systems}
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(next(iter(cfgs.values())).STUDY.THREADS)
+    try:
+        models = {variant: _model(cfg) for variant, cfg in cfgs.items()}
+        times = {variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)] for variant, model in models.items()}
+        round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up
+        rounds = int(np.clip(SECONDS / round_seconds, MIN_ROUNDS, MAX_ROUNDS))
+        times = {variant: [] for variant in systems}
+        for _ in tqdm(range(rounds), desc="timing", unit="round"):
+            for variant, model in models.items():
+                times[variant].append(_milliseconds(model, cfgs[variant]))
+    finally:
+        torch.set_num_threads(threads)
+    first = np.array(times[systems[0]])
+    cfg = cfgs[systems[0]]
+    parameters = {variant: sum(p.numel() for p in models[variant].parameters()) for variant in systems}
+    models.clear()  # each has the memory to itself
+    return {
+        **runs.provenance(device),
+        "runs": _identities(profile, systems),
+        "input": list(cfg.STUDY.COST_INPUT),
+        "detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "mixed_precision": cfg.SOLVER.AMP.ENABLED,
+        "rounds": rounds,
+        "systems": {
+            variant: {
+                "head_multiply_adds": multiply_adds(variant) * 1e9,
+                "parameters": parameters[variant],
+                "ms": float(np.median(times[variant])),
+                "ms_quartiles": np.percentile(times[variant], [25, 75]).tolist(),
+                "ratio": float(np.median(np.array(times[variant]) / first)),
+                "peak_memory_mib": _peak_memory(cfgs[variant]),
+            }
+            for variant in systems
+        },
+    }
+
+
+def _cfg(profile: str, variant: str, device: str) -> CfgNode:
+    cfg = runs.on_device(config.resolve(variant, profile), device)
+    cfg.MODEL.HRNET.PRETRAINED = False
+    return cfg
+
+
+def _model(cfg: CfgNode) -> nn.Module:
+    seed_all_rng(0)
+    return build_model(cfg).eval()
+
+
+@torch.no_grad()
+def _infer(model: GeneralizedRCNN, cfg: CfgNode) -> None:
+    """All that inference does, with given detections for the mask head instead of what the box head finds."""
+    height, width = cfg.STUDY.COST_INPUT
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    count = cfg.TEST.DETECTIONS_PER_IMAGE
+    corner = torch.rand(count, 2, generator=generator) * 0.7
+    boxes = torch.cat([corner, corner + 0.05 + torch.rand(count, 2, generator=generator) * 0.25], dim=1)
+    detections = Instances((height, width))
+    detections.pred_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+    detections.pred_classes = torch.randint(0, cfg.MODEL.ROI_HEADS.NUM_CLASSES, (count,), generator=generator)
+    detections.scores = torch.rand(count, generator=generator)
+    inputs = [{"image": image, "height": height, "width": width}]
+    with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
+        images = model.preprocess_image(inputs)
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features, None)
+        model.roi_heads._forward_box(features, proposals)
+        results = model.roi_heads.forward_with_given_boxes(features, [detections.to(cfg.MODEL.DEVICE)])
+        model._postprocess(results, inputs, images.image_sizes)
+
+
+def _milliseconds(model: nn.Module, cfg: CfgNode) -> float:
+    if cfg.MODEL.DEVICE == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        _infer(model, cfg)
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+    start = time.perf_counter()
+    _infer(model, cfg)
+    return (time.perf_counter() - start) * 1000
+
+
+def _peak_memory(cfg: CfgNode) -> float:
+    if cfg.MODEL.DEVICE == "cuda":
+        model = _model(cfg)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        _infer(model, cfg)
+        return torch.cuda.max_memory_allocated() / 2**20
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_resident, cfg.dump()).result()
+
+
+def _peak_resident(dump: str) -> float:
+    cfg = CfgNode.load_cfg(dump)
+    torch.set_num_threads(cfg.STUDY.THREADS)
+    _infer(_model(cfg), cfg)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def to_markdown(profile: str) -> str:
+    """The measurement as a table, beside the paper's."""
+    path = published_path(profile)
+    if not path.exists():
+        return f"The cost has not been measured: `make reproduce-table-{TABLE} PROFILE={profile}` does it.\n"
+    record = json.loads(path.read_text())
+    paper_ms = [float(row.words["ms_per_image_2080Ti"]) for row in tables.rows(TABLE)]
+    lines = []
+    for row, ms in zip(tables.rows(TABLE), paper_ms):
+        system = record["systems"][row.variant]
+        low, high = system["ms_quartiles"]
+        lines.append(
+            {
+                "method": row.words["method"],
+                "multiply-adds of the head, G (paper)": f"{system['head_multiply_adds'] / 1e9:.2f} "
+                f"({row.words['head_GFLOPs']})",
+                "parameters, M": f"{system['parameters'] / 1e6:.1f}",
+                "ms an image (paper)": f"{system['ms']:.1f} [{low:.1f}, {high:.1f}] ({ms:.1f})",
+                "ratio (paper)": f"{system['ratio']:.3f} ({ms / paper_ms[0]:.3f})",
+                "peak memory, MiB": f"{system['peak_memory_mib']:.0f}",
+            }
+        )
+    height, width = record["input"]
+    what = "the GPU's memory" if record["device"] == "cuda" else "a whole process, the libraries included"
+    return "\n".join(
+        [
+            pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True),
+            "",
+            f"Measured on {record['device_name']}"
+            + (" in mixed precision" if record["mixed_precision"] else "")
+            + f" with an input of {height}x{width} and {record['detections']} detections; the paper's on one RTX 2080 "
+            f"Ti with 600x1000. Multiply-adds are for one RoI at the paper's sizes. Median and quartiles of "
+            f"{record['rounds']} rounds, the systems in turn; a ratio is the median of the rounds' ratios. Memory: {what}.",
+            "",
+        ]
+    )

@@ -1,0 +1,144 @@
+"""From nothing to tables: the runs, the measurements, the files under ``results/``, the executed notebooks.
+
+And from a trained run to the file that an evaluation server takes.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+import pandas as pd
+from tqdm import tqdm
+
+from . import cost, datasets, evaluate, runs, submission, tables
+from .datasets import cityscapes
+from .errors import InputError
+
+
+def reproduce(numbers: List[str], profile: str, seeds: List[int], options: runs.Options) -> bool:
+    """Carry out what the tables need, each run once, and write and print them.
+
+    Notebooks are executed where papermill is installed and the table, or the notebook, has changed.
+
+    Returns:
+        Whether all runs have metrics. If one has failed, its table says so, and no notebook is executed.
+    """
+    wanted = list(dict.fromkeys(r for number in numbers for r in tables.table_runs(number, profile, seeds)))
+    if len(numbers) > 1:
+        print(plan(wanted, options), flush=True)
+    whole = runs.ensure(wanted, options)
+    for number in numbers:
+        if tables.spec(number).get("cost"):
+            cost.ensure(profile, options)
+        tables.write(number, profile, seeds)
+    if whole:
+        for number in numbers:
+            _execute(number, profile, seeds, options)
+    page = tables.write_page(profile)
+    print(page if len(numbers) > 1 else tables.base_path(numbers[0], profile).with_suffix(".md").read_text())
+    return whole
+
+
+def plan(wanted: List[runs.Run], options: runs.Options) -> str:
+    """One line: how many runs there are, how many of them are left, and how long those will take.
+
+    The estimate is from the records of this profile that were made on this machine.
+    """
+    left = runs.unmade(wanted, options)
+    text = f"{len(wanted)} runs, {len(left)} of them to be made"
+    if not left:
+        return text
+    device = runs.provenance(runs.check_device(options))["device_name"]
+    folder = runs.OUTPUT / "results" / left[0].profile / "runs"
+    seconds = {}
+    for path in folder.glob("*.json"):
+        record = json.loads(path.read_text())
+        if record["device_name"] == device and "failed" not in record:
+            seconds.setdefault(record["variant"], []).append(record["seconds_per_iteration"])
+    if not seconds:
+        return f"{text}; none has been timed on this machine"
+    mean = {variant: pd.Series(values).mean() for variant, values in seconds.items()}
+    usual = pd.Series(mean).mean()
+    trained = [run for run in left if run.trained_as == run]
+    total = sum(run.cfg.SOLVER.MAX_ITER * mean.get(run.variant, usual) for run in trained)
+    minutes = total / runs.jobs(options, left) / 60
+    return f"{text}: about {minutes:.0f} minutes of training, at the speed of the {len(mean)} variants timed so far"
+
+
+def _execute(number: str, profile: str, seeds: List[int], options: runs.Options) -> None:
+    name = tables.notebook(number)
+    source = runs.REPOSITORY / "notebooks" / name
+    table = tables.base_path(number, profile).with_suffix(".md")
+    executed = table.with_name(name)
+    if executed.exists() and executed.stat().st_mtime > max(p.stat().st_mtime for p in (source, table)):
+        return
+    try:
+        import papermill
+    except ImportError:
+        print(f"{name} is not executed: papermill is not installed", file=sys.stderr)
+        return
+    draft = executed.with_suffix(".tmp.ipynb")
+    papermill.execute_notebook(source, draft, _parameters(profile, seeds, options), progress_bar=False)
+    draft.replace(executed)
+
+
+def _parameters(profile: str, seeds: List[int], options: runs.Options) -> Dict:
+    return {
+        "profile": profile,
+        "seeds": ",".join(map(str, seeds)),
+        "device": options.device,
+        "num_gpus": options.num_gpus,
+        "jobs": options.jobs,
+        "data": options.data,
+        "reuse": options.reuse,
+    }
+
+
+def submit(server: str, run: runs.Run, options: runs.Options) -> Path:
+    """Detect on the test images of COCO or Cityscapes and write what their evaluation servers take.
+
+    Args:
+        server: ``coco`` (test-dev2017, with ``annotations/image_info_test-dev2017.json`` and ``test2017/``) or
+            ``cityscapes`` (``leftImg8bit/test``).
+        run: a run that has been carried out here.
+
+    Returns:
+        The path of the zip, in the run's folder.
+
+    Raises:
+        InputError: the run or the images are not there, or the model has other classes than the data set.
+    """
+    device = runs.check_device(options)
+    if not run.own_record.exists():
+        raise InputError(
+            f"{run.name} has not been trained here: `python -m bmask run --variant {run.variant} --profile "
+            f"{run.profile} --seeds {run.seed}` does it"
+        )
+    data = options.data and Path(options.data)
+    if server == "coco":
+        folder = datasets.coco_folder(data)
+        test = datasets.Split(folder / "annotations/image_info_test-dev2017.json", folder / "test2017")
+        if not test.json.exists():
+            raise InputError(f"There is no {test.json}; download it from cocodataset.org, or correct DATA.")
+        datasets.check_files(test.json, test.images, json.loads(test.json.read_text())["images"])
+        images, category_ids = test.load(), test.category_ids()
+    else:
+        images = cityscapes.test_images(datasets.cityscapes_folder(data))
+        category_ids = [label.id for label in cityscapes.instance_labels()]
+    cfg = runs.on_device(run.cfg, device)
+    if len(category_ids) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise InputError(
+            f"{run.name} knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {server} has {len(category_ids)}: "
+            "name a run that was trained on it"
+        )
+    model = evaluate.load_model(cfg, run.trained_as.folder / "checkpoint.pth")
+    with tqdm(total=len(images), desc=run.name, unit="image") as bar:
+        detections, _ = evaluate.detect(cfg, model, images, category_ids, lambda *_: bar.update())
+    if server == "coco":
+        path = run.folder / f"{submission.COCO_NAME}.zip"
+        submission.coco_zip(detections, path)
+    else:
+        path = run.folder / "cityscapes_results.zip"
+        submission.cityscapes_zip(detections, images, path)
+    return path
