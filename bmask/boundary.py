@@ -54,10 +54,11 @@ def enclosed(boundaries: torch.Tensor) -> torch.Tensor:
         (R, H, W), in [0, 1].
     """
     inside = torch.ones_like(boundaries)
-    while True:
+    while len(boundaries):
         # The outside, 0, comes in from beyond the border, one pixel further each time.
         weakest_neighbour = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1)), kernel_size=3, stride=1)
         held = torch.maximum(boundaries, weakest_neighbour)
         if torch.equal(held, inside):
-            return inside
+            break
         inside = held
+    return inside

@@ -82,9 +82,12 @@ def instance_areas(instances: List[Instances], side: int) -> torch.Tensor:
     """
     areas = []
     for x in instances:
+        boxes = x.proposal_boxes.area()
+        if len(x) == 0:  # without gt_masks where the image has no object
+            areas.append(boxes)
+            continue
         masks = x.gt_masks
         pixels = masks.tensor.flatten(1).sum(1) if isinstance(masks, BitMasks) else masks.area()
-        boxes = x.proposal_boxes.area()
         areas.append(pixels.to(boxes) * side**2 / boxes.clamp(min=1e-6))
     return torch.cat(areas)
 
