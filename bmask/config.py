@@ -66,7 +66,8 @@ def add_bmask_config(cfg: CN) -> None:
     head.OUTPUT_BOUNDARIES = False
     # At inference, average each mask with what its boundary encloses (Section 4.5).
     head.REFINE_MASKS = False
-    # A MaskIoU head beside the mask head, which has to be one of this package: MaskScoringHead for Mask R-CNN (Table 2).
+    # A MaskIoU head beside the mask head (Table 2). The mask head has to be one of this package; Mask R-CNN's own is
+    # MaskScoringHead here.
     cfg.MODEL.MASK_SCORING = False
     cfg.MODEL.SOBEL_MASK_HEAD = CN()
     # Channels between the two 3x3 convolutions that follow the Sobel operator. Fig. 7b does not say.
@@ -134,7 +135,9 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     _set_backbone(cfg)
     for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
         size, scale = cfg.INPUT[name], cfg.STUDY.INPUT_SCALE
-        cfg.INPUT[name] = round(size * scale) if isinstance(size, int) else tuple(round(s * scale) for s in size)
+        cfg.INPUT[name] = (
+            round(size * scale) if isinstance(size, int) else tuple(round(s * scale) for s in size)
+        )
     if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if scaled:

@@ -99,7 +99,10 @@ def measure(profile: str, systems: List[str], device: str) -> Dict:
         torch.set_num_threads(next(iter(cfgs.values())).STUDY.THREADS)
     try:
         models = {variant: _model(cfg) for variant, cfg in cfgs.items()}
-        times = {variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)] for variant, model in models.items()}
+        times = {
+            variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)]
+            for variant, model in models.items()
+        }
         round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up
         rounds = int(np.clip(SECONDS / round_seconds, MIN_ROUNDS, MAX_ROUNDS))
         times = {variant: [] for variant in systems}
@@ -229,8 +232,9 @@ def to_markdown(profile: str) -> str:
             f"Measured on {record['device_name']}"
             + (" in mixed precision" if record["mixed_precision"] else "")
             + f" with an input of {height}x{width} and {record['detections']} detections; the paper's on one RTX 2080 "
-            f"Ti with 600x1000. Multiply-adds are for one RoI at the paper's sizes. Median and quartiles of "
-            f"{record['rounds']} rounds, the systems in turn; a ratio is the median of the rounds' ratios. Memory: {what}.",
+            f"Ti with 600x1000. Multiply-adds are for one RoI at the paper's sizes. Median and "
+            f"quartiles of {record['rounds']} rounds, the systems in turn; a ratio is the median of the rounds' "
+            f"ratios. Memory: {what}.",
             "",
         ]
     )

@@ -15,13 +15,14 @@ from .files import write_bytes
 OURS, PAPER = "#0072B2", "#D55E00"
 
 
-def gains(frame: pd.DataFrame, rows: Sequence, info: Dict) -> Figure:
+def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str]) -> Figure:
     """What each row of a table gains over its baseline, here and in the paper.
 
     Args:
         frame: from :func:`bmask.tables.table`.
         rows: the table's rows, from :func:`bmask.tables.rows`.
-        info: the table's entry in ``experiments/tables.yaml``.
+        title: what the table is about.
+        metrics: columns of the table whose differences are drawn.
 
     Returns:
         One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in AP points
@@ -29,8 +30,6 @@ def gains(frame: pd.DataFrame, rows: Sequence, info: Dict) -> Figure:
     """
     frame = frame[[row.variant != "published" for row in rows]].reset_index(drop=True)
     rows = [row for row in rows if row.variant != "published"]
-    # AP of small, medium and large objects, and of Cityscapes' own kind, are not compared.
-    metrics = [m for m in info["metrics"] if m not in ("APS", "APM", "APL", "AP_cityscapes")]
     places = np.arange(len(frame))
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(2.1 * len(metrics) + 3, 0.42 * len(frame) + 1.5), layout="constrained")
@@ -50,7 +49,7 @@ def gains(frame: pd.DataFrame, rows: Sequence, info: Dict) -> Figure:
     panels[0].set_ylim(len(frame) - 0.5, -0.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
     seeds = int(frame["seeds"].min())
-    figure.suptitle(f"{info['title']} ({seeds} {'seed' if seeds == 1 else 'seeds'})", x=0.01, ha="left")
+    figure.suptitle(f"{title} ({seeds} {'seed' if seeds == 1 else 'seeds'})", x=0.01, ha="left")
     return figure
 
 
@@ -58,7 +57,9 @@ def _label(row) -> str:
     words = {name: str(word) for name, word in row.words.items() if word != "–"}
     if "method" in words:
         return ", ".join(words[name] for name in ("method", "backbone", "input_size") if name in words)
-    return ", ".join(name.replace("_", " ") if word == "✓" else word for name, word in words.items()) or "none"
+    return (
+        ", ".join(name.replace("_", " ") if word == "✓" else word for name, word in words.items()) or "none"
+    )
 
 
 def examples(rows: List[Dict[str, Tuple[np.ndarray, np.ndarray]]]) -> Figure:

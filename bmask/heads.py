@@ -191,7 +191,11 @@ class SobelMaskHead(MaskScoringHead):
         features, mask_logits, _ = super().predict(features, boxes, classes, with_boundary)
         if not with_boundary:
             return features, mask_logits, None
-        return features, mask_logits, self.boundary_fcn2(self.boundary_fcn1(sobel(mask_logits.sigmoid())))[:, 0]
+        return (
+            features,
+            mask_logits,
+            self.boundary_fcn2(self.boundary_fcn1(sobel(mask_logits.sigmoid())))[:, 0],
+        )
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -262,7 +266,9 @@ class BoundaryPreservingHead(JointHead, nn.Module):
                 "without boundary supervision and without B2M fusion nothing uses the boundary branch: switch one on"
             )
         if supervision != "boundary" and (output_boundaries or refine_masks):
-            raise ValueError("without boundary supervision there are no boundaries to output or to refine masks with")
+            raise ValueError(
+                "without boundary supervision there are no boundaries to output or to refine masks with"
+            )
         if num_boundary_conv % num_fusion_blocks or num_mask_conv < num_fusion_blocks:
             raise ValueError(
                 f"{num_mask_conv} convolutions of the mask branch and {num_boundary_conv} of the boundary branch "
@@ -361,7 +367,9 @@ class BoundaryPreservingHead(JointHead, nn.Module):
             "b2m_fusion": boundary.B2M_FUSION,
             "supervision": boundary.SUPERVISION,
             "refine_masks": boundary.REFINE_MASKS,
-            "mask_iou_head": build_mask_iou_head(cfg, input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels),
+            "mask_iou_head": build_mask_iou_head(
+                cfg, input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+            ),
             **_boundary_options(cfg),
         }
 

@@ -92,9 +92,7 @@ def instance_areas(instances: List[Instances], side: int) -> torch.Tensor:
     return torch.cat(areas)
 
 
-def mask_iou_targets(
-    mask_logits: torch.Tensor, targets: torch.Tensor, areas: torch.Tensor
-) -> torch.Tensor:
+def mask_iou_targets(mask_logits: torch.Tensor, targets: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
     """The IoU (R,) of each predicted mask with the ground truth, measured on the mask that is given.
 
     Args:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from . import cost, datasets, evaluate, runs, submission, tables
 from .datasets import cityscapes
+from .datasets.check import check_files
 from .errors import InputError
 
 
@@ -24,6 +25,8 @@ def reproduce(numbers: List[str], profile: str, seeds: List[int], options: runs.
     Returns:
         Whether all runs have metrics. If one has failed, its table says so, and no notebook is executed.
     """
+    if "-batch" in profile:
+        print(tables.setting(profile), file=sys.stderr)
     wanted = list(dict.fromkeys(r for number in numbers for r in tables.table_runs(number, profile, seeds)))
     if len(numbers) > 1:
         print(plan(wanted, options), flush=True)
@@ -121,7 +124,7 @@ def submit(server: str, run: runs.Run, options: runs.Options) -> Path:
         test = datasets.Split(folder / "annotations/image_info_test-dev2017.json", folder / "test2017")
         if not test.json.exists():
             raise InputError(f"There is no {test.json}; download it from cocodataset.org, or correct DATA.")
-        datasets.check_files(test.json, test.images, json.loads(test.json.read_text())["images"])
+        check_files(test.json, test.images, json.loads(test.json.read_text())["images"])
         images, category_ids = test.load(), test.category_ids()
     else:
         images = cityscapes.test_images(datasets.cityscapes_folder(data))

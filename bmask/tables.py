@@ -79,7 +79,9 @@ def rows(number: str) -> List[Row]:
     words = words.replace({"yes": "✓", "no": "–"}).astype(object).where(words.notna(), "–")
     entries = [entry.split(" vs ") for entry in info["rows"]]
     first = next(entry[0] for entry in entries if entry[0] != PUBLISHED)
-    found = [Row(entry[0], entry[-1] if len(entry) > 1 else first, {**words.iloc[k]}) for k, entry in enumerate(entries)]
+    found = []
+    for k, (variant, *baseline) in enumerate(entries):
+        found.append(Row(variant, baseline[0] if baseline else first, {**words.iloc[k]}))
     for variant, own in info.get("more", {}).items():
         found.append(Row(variant, first, {**dict.fromkeys(words, "–"), **own}))
     return found
@@ -149,7 +151,9 @@ def _good(records: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
 
 def _values(records: Dict[int, Dict], metric: str) -> pd.Series:
     kind, key = METRICS[metric]
-    return pd.Series({seed: record["metrics"].get(kind, {}).get(key) for seed, record in records.items()}, dtype=float)
+    return pd.Series(
+        {seed: record["metrics"].get(kind, {}).get(key) for seed, record in records.items()}, dtype=float
+    )
 
 
 def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> tuple:
@@ -193,33 +197,33 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
     words = list(entries[0].words)
     shown = frame[words].copy()
     shown.columns = [w.replace("_", " ") for w in words]
-    here = [_setting(row.variant, profile) for row in entries]
-    if len({text for text in here if text}) > 1:
-        shown["here"] = [text or PUBLISHED for text in here]
-    elif not all(here):
-        shown["here"] = ["run" if text else PUBLISHED for text in here]
-    # Neither here nor in the paper: Cityscapes' own AP of another data set.
+    networks = [_network(row.variant, profile) for row in entries]
+    same = len(set(networks) - {""}) == 1
+    if not (same and all(networks)):
+        shown["here"] = [(text and "run" if same else text) or PUBLISHED for text in networks]
+    # Without what is neither here nor in the paper: Cityscapes' own AP of another data set.
     metrics = [m for m in info["metrics"] if frame[[m, f"paper {m}"]].notna().any(axis=None)]
-    for metric in metrics:
-        shown[f"{metric} (paper)"] = [
-            _cell(row[metric], row[f"{metric} std"], row[f"paper {metric}"]) for _, row in frame.iterrows()
-        ]
-    for metric in metrics:
-        # The sizes are for reading a row by itself.
-        if metric not in ("APS", "APM", "APL", "AP_cityscapes"):
-            shown[f"Δ{metric} (paper)"] = [_difference(row, entry, metric) for (_, row), entry in zip(frame.iterrows(), entries)]
+    lines_of = [row for _, row in frame.iterrows()]
+    for m in metrics:
+        shown[f"{m} (paper)"] = [_cell(row[m], row[f"{m} std"], row[f"paper {m}"]) for row in lines_of]
+    for m in compared(metrics):
+        shown[f"Δ{m} (paper)"] = [_difference(row, entry, m) for row, entry in zip(lines_of, entries)]
     lines = [f"{title(number)}: profile `{profile}`, the paper's numbers in brackets.", ""]
     lines += [shown.to_markdown(index=False, disable_numparse=True), ""]
-    lines += [line for line in (info.get("note", ""), _stands_in(profile, here)) if line]
-    seeds = sorted({row["seeds"] for (_, row), entry in zip(frame.iterrows(), entries) if entry.variant != PUBLISHED})
+    lines += [info["note"], ""] if "note" in info else []
+    lines += [setting(profile, networks[-1] if same else "")]
+    seeds = sorted({row["seeds"] for row, entry in zip(lines_of, entries) if entry.variant != PUBLISHED})
     if seeds == [1]:
-        lines += ["", "One seed: there is no spread over seeds, and a difference may be noise."]
+        lines += ["One seed: there is no spread over seeds, and a difference may be noise."]
     elif len(seeds) == 1 and seeds[0]:
-        lines += ["", f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed."]
-    if frame[[c for c in frame.columns if c.endswith(" low")]].notna().any(axis=None):
+        lines += [f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed."]
+    if frame[[f"d{m} low" for m in metrics]].notna().any(axis=None):
         over = "images" if seeds == [1] else "images and seeds"
-        lines += [f"In square brackets the 95% bootstrap interval of a difference, paired over {over}; * where zero is outside."]
-    notes = [f"- {row['variant']}: {row['note']}" for _, row in frame.iterrows() if row["note"]]
+        lines += [
+            f"In square brackets the 95% bootstrap interval of a difference, paired over {over}; * where zero is "
+            "outside."
+        ]
+    notes = [f"- {row['variant']}: {row['note']}" for row in lines_of if row["note"]]
     lines += ["", *notes] if notes else []
     made = {key: ", ".join(values) for key, values in frame.attrs.items()}
     if made["device_name"]:
@@ -232,29 +236,29 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _setting(variant: str, profile: str) -> str:
+def setting(profile: str, network: str = "") -> str:
+    """One line: with which network, data and schedule the rows of a profile are trained."""
+    cfg = runs.Run("mask_rcnn", profile, 0).cfg
+    return (
+        f"Here: {network}{', ' if network else ''}data `{cfg.STUDY.DATASET}`, {cfg.SOLVER.IMS_PER_BATCH} images a "
+        f"batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate {cfg.SOLVER.BASE_LR:g}, lowered after "
+        + " and ".join(map(str, cfg.SOLVER.STEPS))
+        + (" (by the linear scaling rule)." if "-batch" in profile else ".")
+    )
+
+
+def _network(variant: str, profile: str) -> str:
     """The backbone and input size of a row, as they are here; nothing for a row that is only quoted."""
     if variant == PUBLISHED:
         return ""
     cfg = runs.Run(variant, profile, 0).cfg
     hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnet_fpn_backbone"
-    return f"{cfg.MODEL.HRNET.NAME if hrnet else f'ResNet-{cfg.MODEL.RESNETS.DEPTH}'}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
-
-
-def _stands_in(profile: str, here: List[str]) -> str:
-    """One line: on what the rows were trained, with which backbone and schedule."""
-    cfg = runs.Run("mask_rcnn", profile, 0).cfg
-    settings = {text for text in here if text}
-    return (
-        f"Here: {', '.join(settings) + ', ' if len(settings) == 1 else ''}data `{cfg.STUDY.DATASET}`, "
-        f"{cfg.SOLVER.IMS_PER_BATCH} images a batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate "
-        f"{cfg.SOLVER.BASE_LR:g}, lowered after {' and '.join(map(str, cfg.SOLVER.STEPS))}"
-        + (" (by the linear scaling rule)." if "-batch" in profile else ".")
-    )
+    name = cfg.MODEL.HRNET.NAME if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    return f"{name}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
 
 
 def write(number: str, profile: str, seeds: List[int]) -> Path:
-    """Write the table's ``.csv``, ``.md`` and ``.png`` under ``results/<profile>/`` and return the path of the ``.md``."""
+    """Write the table's ``.csv``, ``.md`` and ``.png`` under ``results/<profile>/``, and return the second's path."""
     from . import cost, figures
 
     frame = table(number, profile, seeds)
@@ -264,7 +268,8 @@ def write(number: str, profile: str, seeds: List[int]) -> Path:
         text += "\n" + cost.to_markdown(profile)
     write_bytes(base.with_suffix(".csv"), frame.round(4).to_csv(index=False).encode())
     write_bytes(base.with_suffix(".md"), text.encode())
-    figures.save(figures.gains(frame, rows(number), spec(number)), base.with_suffix(".png"))
+    figure = figures.gains(frame, rows(number), title(number), compared(spec(number)["metrics"]))
+    figures.save(figure, base.with_suffix(".png"))
     return base.with_suffix(".md")
 
 
@@ -283,6 +288,11 @@ def write_page(profile: str) -> Path:
     path = folder / "README.md"
     write_bytes(path, ("\n\n".join(parts) + "\n").encode())
     return path
+
+
+def compared(metrics: List[str]) -> List[str]:
+    """Those of a table's metrics whose differences are shown: AP by size and Cityscapes' own AP are for a look."""
+    return [m for m in metrics if m not in ("APS", "APM", "APL", "AP_cityscapes")]
 
 
 def _cell(value: float, std: float, paper: float) -> str:

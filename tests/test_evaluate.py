@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import io
 import json
 
@@ -8,6 +9,7 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from bmask import evaluate
 from bmask.evaluate import average_precision
 
 
@@ -117,3 +119,49 @@ def test_detections_beyond_the_limit_do_not_count(scene):
     truth, detections = scene
     one = average_precision(truth, detections, max_dets=1)["segm"]["AP"]
     assert one < average_precision(truth, detections)["segm"]["AP"]
+
+
+def test_resamples_are_ap_on_images_drawn_anew(scene, tmp_path, monkeypatch):
+    """Against pycocotools on a data set in which each image stands as often as it was drawn."""
+    truth, detections = scene
+    monkeypatch.setattr(evaluate, "RESAMPLES", 3)
+    ours = average_precision(truth, detections)
+    content = json.loads(truth.read_text())
+    ids = sorted(image["id"] for image in content["images"])
+    draws = np.random.default_rng(0).integers(len(ids), size=(3, len(ids)))
+    for k, draw in enumerate(draws):
+        images, annotations, found = [], [], []
+        for number, drawn in enumerate(ids[i] for i in draw):
+            images.append({**next(x for x in content["images"] if x["id"] == drawn), "id": number})
+            for a in (x for x in content["annotations"] if x["image_id"] == drawn):
+                annotations.append({**a, "image_id": number, "id": len(annotations) + 1})
+            found += [{**d, "image_id": number} for d in detections if d["image_id"] == drawn]
+        path = tmp_path / "drawn.json"
+        path.write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+        for kind in ("bbox", "segm"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                reference = COCO(str(path))
+                evaluation = COCOeval(reference, reference.loadRes(copy.deepcopy(found)), kind)
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+            resample = [ours[kind]["bootstrap"][name][k] for name in ("AP", "AP50", "AP75")]
+            assert resample == pytest.approx(list(100 * evaluation.stats[:3]), abs=0.0051)
+
+
+def test_models_on_the_same_images_share_their_resamples(scene, monkeypatch):
+    truth, detections = scene
+    monkeypatch.setattr(evaluate, "RESAMPLES", 20)
+    all_of_them = average_precision(truth, detections)["segm"]["bootstrap"]["AP"]
+    most = average_precision(truth, detections[3:])["segm"]["bootstrap"]["AP"]
+    assert np.corrcoef(all_of_them, most)[0, 1] > 0.9
+
+
+def test_mask_scores_rank_masks_and_not_boxes(scene):
+    truth, detections = scene
+    scored = [{**d, "mask_score": 1 - d["score"]} for d in detections]
+    turned = [{**d, "score": 1 - d["score"]} for d in detections]
+    ours, plain, other = (average_precision(truth, d) for d in (scored, detections, turned))
+    assert ours["bbox"] == plain["bbox"]
+    assert ours["segm"] == other["segm"] != plain["segm"]
+    assert ours["boundary"] == other["boundary"]

@@ -40,4 +40,3 @@ def test_batchnorm_is_frozen_where_the_profile_freezes_it(profile, frozen):
     backbone = build_hrnet_fpn_backbone(cfg, ShapeSpec(channels=3))
     kinds = {type(m) for m in backbone.modules() if "BatchNorm" in type(m).__name__}
     assert (kinds == {FrozenBatchNorm2d}) == frozen
-

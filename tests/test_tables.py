@@ -3,9 +3,12 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
-from bmask import config, figures, files, runs, tables
+from bmask import config, cost, figures, files, reproduce, runs, tables
+from bmask.__main__ import main
 from bmask.errors import InputError
 
 METRIC = {
@@ -20,17 +23,20 @@ METRIC = {
 }
 
 
-def publish(variant, seed, mask_ap, box_ap=40.0, data="a data set"):
+def publish(variant, seed, mask_ap, box_ap=40.0, data="a data set", resamples=None):
     run = runs.Run(variant, "smoke", seed)
     metrics = {"segm": {**METRIC, "AP": mask_ap}, "bbox": {**METRIC, "AP": box_ap}, "boundary": METRIC}
+    if resamples is not None:
+        metrics["segm"]["bootstrap"] = {"AP": list(resamples)}
     made = {"device_name": "a laptop", "git_commit": "0123abc", "data_fingerprint": data}
+    made |= {"variant": variant, "seconds_per_iteration": 2.0}
     files.write_bytes(run.published, json.dumps({"metrics": metrics, **made}).encode())
 
 
 @pytest.fixture
 def records(output):
     """Two seeds of each row but one; the third row has failed for seed 1."""
-    rows = tables.spec("3")["rows"]
+    rows = [row.variant for row in tables.rows("3")]
     for seed in (0, 1):
         for k, variant in enumerate(rows[:4]):
             publish(variant, seed, 20 + k + 2 * seed * (k > 0) + 10 * seed, box_ap=40 + k)
@@ -63,7 +69,7 @@ def test_the_text_shows_both_and_says_what_is_missing(records):
 
 
 def test_rows_that_have_seen_different_data_are_called_out(output):
-    rows = tables.spec("3")["rows"]
+    rows = [row.variant for row in tables.rows("3")]
     publish(rows[0], 0, 20.0)
     text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0]))
     assert (
@@ -75,10 +81,10 @@ def test_rows_that_have_seen_different_data_are_called_out(output):
 
 def test_the_figure_draws_our_differences_and_the_papers(records):
     frame = tables.table("3", "smoke", [0, 1])
-    figure = figures.component_gains(frame, tables.spec("3"))
+    figure = figures.gains(frame, tables.rows("3"), "Table 3", tables.spec("3")["metrics"])
     assert [panel.get_title() for panel in figure.axes] == ["AP", "AP50", "AP75", "APb"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels[0] == "Mask R-CNN" and labels[4] == "boundary + fusions + bce dice + roi strategy"
+    assert labels[0] == "none" and labels[4] == "boundary, fusions, bce dice, roi strategy"
     lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
     assert lines["paper"] == [0.0, 0.7, 1.0, 1.2, 1.5]
 
@@ -110,6 +116,7 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
     [
         (["--table", "3", "--data", "{}"], "this profile makes its own data"),
         (["--table", "33"], "did you mean '3'"),
+        (["--table", "3", "--profile", "cpu-batch0"], "did you mean 'cpu'"),
         (["--variant", "bmask_rcn"], "did you mean 'bmask_rcnn'"),
         (
             ["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"],
@@ -118,15 +125,138 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
         (["--table", "3", "--profile", "nuclei", "--data", "{}"], "instances_train.json"),
     ],
 )
-def test_wrong_input_on_the_command_line_is_one_sentence_and_status_2(tmp_path, bmask, arguments, message):
+def test_wrong_input_on_the_command_line_is_one_sentence_and_status_2(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.setattr(runs, "OUTPUT", tmp_path / "output")
     empty = tmp_path / "empty"
     empty.mkdir()
-    process = bmask("run", *(a.format(empty) for a in arguments), output=tmp_path / "output")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    (line,) = [x for x in err.splitlines() if x.startswith("bmask: ")]
-    assert message in line and "Traceback" not in err and out == ""
+    assert main(["run", *(a.format(empty) for a in arguments)]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("bmask: ") and message in line and out == ""
     assert not (tmp_path / "output").exists()
+
+
+def test_wrong_input_ends_the_process_with_status_2_and_no_stack_trace(bmask):
+    process = bmask("reproduce", "33")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == ""
+    assert err.startswith("bmask: there is no table '33': did you mean '3'") and err.count("\n") == 1
+
+
+@pytest.fixture
+def resampled(output):
+    """Two rows of Table 3 with two seeds: the gain is 1 on most resamples for one seed, and 3 for the other."""
+    noise = np.random.default_rng(0).normal(0, 5, 1000).round(2)
+    for seed, gain in ((0, 1.0), (1, 3.0)):
+        own = np.random.default_rng(seed + 1).normal(gain, 0.1, 1000).round(2)
+        publish("mask_rcnn", seed, 20.0, resamples=20 + noise)
+        publish("bmask_rcnn", seed, 20.0 + gain, resamples=20 + noise + own)
+    return output
+
+
+def test_intervals_are_paired_over_images_and_draw_the_seeds(resampled):
+    """What all models find hard about a resample, here 5 points, cancels; the two seeds, 1 and 3, do not."""
+    frame = tables.table("3", "smoke", [0, 1]).set_index("variant")
+    low, high = frame.loc["bmask_rcnn", ["dAP low", "dAP high"]]
+    assert 0.7 < low < 1.0 and 3.0 < high < 3.3
+    frame = tables.table("3", "smoke", [0]).set_index("variant")
+    low, high = frame.loc["bmask_rcnn", ["dAP low", "dAP high"]]
+    assert (low, high) == (pytest.approx(1 - 1.96 * 0.1, abs=0.03), pytest.approx(1 + 1.96 * 0.1, abs=0.03))
+    assert pd.isna(frame.loc["mask_rcnn", "dAP low"]) and pd.isna(frame.loc["bmask_rcnn", "dAPb low"])
+
+
+def test_a_difference_whose_interval_is_beyond_zero_is_marked(resampled):
+    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0, 1]))
+    (cell,) = [c.strip() for c in text.split("|") if "+2.0 ± 1.4 [" in c]
+    assert cell.endswith("]* (+1.5)") and "* where zero is outside" in text
+    publish("bmask_rcnn", 1, 20.0, resamples=np.linspace(19, 21, 1000))
+    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0, 1]))
+    assert "]*" not in text and "paired over images and seeds" in text
+
+
+def test_intervals_of_records_from_other_data_or_without_resamples_are_not_made_up(resampled):
+    publish("bmask_rcnn", 1, 23.0, data="another", resamples=np.zeros(1000))
+    assert pd.isna(tables.table("3", "smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
+    publish("bmask_rcnn", 1, 23.0)
+    assert pd.isna(tables.table("3", "smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
+
+
+@pytest.mark.parametrize("number", tables.specs())
+def test_every_row_of_the_papers_tables_is_there(number):
+    """The paper's rows in its order, each run or marked as published; and a notebook of its own."""
+    info = tables.spec(number)
+    paper = pd.read_csv(config.EXPERIMENTS / "paper" / info["paper"])
+    rows = tables.rows(number)
+    assert len(rows) == len(paper) + len(info.get("more", {}))
+    assert {row.variant for row in rows} <= {*config.available("variant"), tables.PUBLISHED}
+    assert {row.baseline for row in rows} <= {row.variant for row in rows} - {tables.PUBLISHED}
+    assert all(set(row.words) == set(rows[0].words) for row in rows)
+    assert set(info["metrics"]) <= set(tables.METRICS)
+    assert (config.EXPERIMENTS.parent / "notebooks" / tables.notebook(number)).exists()
+
+
+def test_every_variant_is_a_row_of_a_table():
+    rows = {row.variant for number in tables.specs() for row in tables.rows(number)}
+    assert rows - {tables.PUBLISHED} == set(config.available("variant"))
+
+
+def test_published_rows_are_marked_and_never_mixed_with_ours(output):
+    publish("mask_rcnn_800_r101", 0, 20.0)
+    text = tables.to_markdown("2", "smoke", tables.table("2", "smoke", [0]))
+    lines = {tuple(c.strip() for c in line.split("|")[1:5]) for line in text.splitlines() if "|" in line}
+    assert ("MNC", "ResNet-101", "published", "– (24.6)") in lines
+    assert ("Mask R-CNN*", "ResNet-101-FPN", "ResNet-34-FPN, 85 px", "20.0 (36.2)") in lines
+    assert "evaluation server" in text
+
+
+def test_rows_are_compared_with_the_baseline_of_the_same_backbone(output):
+    publish("mask_rcnn", 0, 10.0)
+    publish("mask_rcnn_800_r101", 0, 20.0)
+    publish("bmask_rcnn_800_r101", 0, 21.5)
+    frame = tables.table("1", "smoke", [0]).set_index("variant")
+    assert frame.loc["bmask_rcnn_800_r101", "dAP"] == 1.5
+    assert frame.loc["bmask_rcnn_800_r101", "paper dAP"] == 1.7
+
+
+def test_rows_of_ours_alone_have_no_number_of_the_papers(output):
+    publish("bmask_rcnn_no_fusion", 0, 10.0)
+    publish("bmask_rcnn_two_fusion_blocks", 0, 12.0)
+    frame = tables.table("6", "smoke", [0])
+    assert frame.iloc[4]["dAP"] == 2.0 and pd.isna(frame.iloc[4]["paper AP"])
+    assert "| twice | twice |" in " ".join(tables.to_markdown("6", "smoke", frame).split())
+
+
+def test_the_linear_scaling_rule_says_so():
+    text = tables.to_markdown("3", "paper-batch8", tables.table("3", "paper-batch8", [0]))
+    assert "8 images a batch, 180000 iterations, learning rate 0.01" in text
+    assert "lowered after 120000 and 160000 (by the linear scaling rule)" in text
+
+
+def test_the_plan_says_how_many_runs_and_how_long_from_the_speed_so_far(output, monkeypatch):
+    options = runs.Options(device="cpu", jobs=2)
+    wanted = tables.table_runs("3", "smoke", [0]) + tables.table_runs("sobel", "smoke", [0])
+    wanted = list(dict.fromkeys(wanted))
+    assert (
+        reproduce.plan(wanted, options) == "7 runs, 7 of them to be made; none has been timed on this machine"
+    )
+    monkeypatch.setattr(runs, "provenance", lambda _: {"device_name": "a laptop"})
+    publish("mask_rcnn", 0, 20.0)
+    # 2 s x 6 iterations x 6 runs (refined masks need no training) on 2 processes
+    assert "7 of them to be made: about 1 minutes of training" in reproduce.plan(wanted, options)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Every run at ``smoke``, made in this process, which is quicker than one for each."""
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "OUTPUT", folder)
+        for number in tables.specs():
+            for run in tables.table_runs(number, "smoke", [0]):
+                assert runs.work(run, runs.Options(device="cpu")) == 0
+    return folder
 
 
 def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
@@ -141,12 +271,69 @@ def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
     assert len(list((results / "runs").glob("*.json"))) == 5
     text = (results / "table3.md").read_text()
     assert "not run" not in text and "failed" not in text and "(34.7)" in text
-    outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", [])]
-    assert any("text/markdown" in o.get("data", {}) for o in outputs)
-    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert_shown(notebook)
     process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "runs done" not in err
+
+
+def assert_shown(notebook):
+    outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", [])]
+    assert any("text/markdown" in o.get("data", {}) for o in outputs)
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+
+
+def test_everything_at_smoke_with_one_command(everything, bmask):
+    """What `make reproduce-all` does, but for the training: every table, figure and notebook, and one page."""
+    process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert out.startswith(f"{len(config.available('variant'))} runs, 0 of them to be made\n")
+    results = everything / "results" / "smoke"
+    page = (results / "README.md").read_text()
+    for number in tables.specs():
+        base = tables.base_path(number, "smoke").name
+        text = (results / f"{base}.md").read_text()
+        assert "not run" not in text and "failed" not in text
+        assert (results / f"{base}.png").stat().st_size > 10_000
+        assert_shown(results / tables.notebook(number))
+        assert f"## {tables.title(number)}\n" in page and f"({tables.notebook(number)})" in page
+    measured = json.loads((results / "cost.json").read_text())["systems"]
+    assert list(measured) == ["mask_rcnn", "mask_rcnn_larger_head", "bmask_rcnn"]
+    assert measured["mask_rcnn"]["ratio"] == 1 and all(m["peak_memory_mib"] > 100 for m in measured.values())
+    assert "0.95 (0.95)" in (results / "table8.md").read_text()
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
+    process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
+    assert process.wait(timeout=60) == 0
+    assert {p: p.stat().st_mtime_ns for p in results.rglob("*")} == before
+
+
+def test_refined_masks_take_the_weights_of_bmask_rcnn(everything, monkeypatch):
+    monkeypatch.setattr(runs, "OUTPUT", everything)
+    refined, bmask = runs.Run("bmask_rcnn_refined", "smoke", 0), runs.Run("bmask_rcnn", "smoke", 0)
+    assert refined.trained_as == bmask and not (refined.folder / "checkpoint.pth").exists()
+    assert refined.record()["losses"] == bmask.record()["losses"]
+    assert refined.record()["metrics"]["bbox"] == bmask.record()["metrics"]["bbox"]
+
+
+def test_the_cost_is_measured_again_for_another_configuration_alone(output, monkeypatch):
+    measured = []
+
+    def measure(profile, systems, device):
+        measured.append(device)
+        return {"runs": {v: runs.Run(v, profile, 0).name for v in systems}}
+
+    monkeypatch.setattr(cost, "measure", measure)
+    for _ in range(2):
+        cost.ensure("smoke", runs.Options(device="cpu"))
+    assert measured == ["cpu"]
+    own = output / "runs" / "smoke" / "cost.json"
+    own.write_text(own.read_text().replace("mask_rcnn-seed0-", "mask_rcnn-seed0-0"))
+    cost.ensure("smoke", runs.Options(device="cpu"))
+    assert len(measured) == 2
+    own.unlink()
+    cost.ensure("smoke", runs.Options(device="cpu", reuse=True))
+    assert len(measured) == 2
 
 
 def test_the_notebooks_have_parameters_and_no_outputs_in_git():

@@ -10,7 +10,7 @@ from detectron2.data.datasets import load_coco_json
 
 from ..errors import InputError
 from . import cityscapes, shapes
-from .check import check_coco, check_files, fingerprint
+from .check import check_coco, fingerprint
 
 
 class Split(NamedTuple):
