@@ -6,7 +6,7 @@ import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,10 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from tqdm import tqdm
 
-from . import config, runs, tables
+from . import config, runs
 from .files import write_bytes
 
-TABLE = "8"
+SYSTEMS = ("mask_rcnn", "mask_rcnn_larger_head", "bmask_rcnn")  # the rows of Table 8
 SECONDS = 60  # for all systems together
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 
@@ -67,9 +67,8 @@ def ensure(profile: str, options: runs.Options) -> None:
     own, published = runs.OUTPUT / "runs" / profile / "cost.json", published_path(profile)
     if not own.exists() and options.reuse and published.exists():
         return
-    systems = [run.variant for run in tables.table_runs(TABLE, profile, [0])]
-    if not own.exists() or json.loads(own.read_text())["runs"] != _identities(profile, systems):
-        write_bytes(own, runs.as_json(measure(profile, systems, device)))
+    if not own.exists() or json.loads(own.read_text())["runs"] != _identities(profile):
+        write_bytes(own, runs.as_json(measure(profile, device)))
     write_bytes(published, own.read_bytes())
 
 
@@ -77,11 +76,11 @@ def published_path(profile: str) -> Path:
     return runs.OUTPUT / "results" / profile / "cost.json"
 
 
-def _identities(profile: str, systems: List[str]) -> Dict[str, str]:
-    return {variant: runs.Run(variant, profile, 0).name for variant in systems}
+def _identities(profile: str) -> Dict[str, str]:
+    return {variant: runs.Run(variant, profile, 0).name for variant in SYSTEMS}
 
 
-def measure(profile: str, systems: List[str], device: str) -> Dict:
+def measure(profile: str, device: str) -> Dict:
     """Time the systems in turn, so that what slows the machine down slows all of them down.
 
     The weights are random and the image is noise of ``STUDY.COST_INPUT``: every system does what it does for any
@@ -93,7 +92,7 @@ def measure(profile: str, systems: List[str], device: str) -> Dict:
         ``peak_memory_mib``: of the GPU's memory, or on the CPU of a process that does nothing else. And where it was
         measured.
     """
-    cfgs = {variant: _cfg(profile, variant, device) for variant in systems}
+    cfgs = {variant: _cfg(profile, variant, device) for variant in SYSTEMS}
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(next(iter(cfgs.values())).STUDY.THREADS)
@@ -105,19 +104,19 @@ def measure(profile: str, systems: List[str], device: str) -> Dict:
         }
         round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up
         rounds = int(np.clip(SECONDS / round_seconds, MIN_ROUNDS, MAX_ROUNDS))
-        times = {variant: [] for variant in systems}
+        times = {variant: [] for variant in SYSTEMS}
         for _ in tqdm(range(rounds), desc="timing", unit="round"):
             for variant, model in models.items():
                 times[variant].append(_milliseconds(model, cfgs[variant]))
     finally:
         torch.set_num_threads(threads)
-    first = np.array(times[systems[0]])
-    cfg = cfgs[systems[0]]
-    parameters = {variant: sum(p.numel() for p in models[variant].parameters()) for variant in systems}
+    first = np.array(times[SYSTEMS[0]])
+    cfg = cfgs[SYSTEMS[0]]
+    parameters = {variant: sum(p.numel() for p in models[variant].parameters()) for variant in SYSTEMS}
     models.clear()  # each has the memory to itself
     return {
         **runs.provenance(device),
-        "runs": _identities(profile, systems),
+        "runs": _identities(profile),
         "input": list(cfg.STUDY.COST_INPUT),
         "detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         "mixed_precision": cfg.SOLVER.AMP.ENABLED,
@@ -131,7 +130,7 @@ def measure(profile: str, systems: List[str], device: str) -> Dict:
                 "ratio": float(np.median(np.array(times[variant]) / first)),
                 "peak_memory_mib": _peak_memory(cfgs[variant]),
             }
-            for variant in systems
+            for variant in SYSTEMS
         },
     }
 
@@ -201,22 +200,22 @@ def _peak_resident(dump: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def to_markdown(profile: str) -> str:
-    """The measurement as a table, beside the paper's."""
+def to_markdown(profile: str, paper: Sequence[Dict[str, str]]) -> str:
+    """The measurement as a table, beside the paper's: the words of Table 8's rows."""
     path = published_path(profile)
     if not path.exists():
-        return f"The cost has not been measured: `make reproduce-table-{TABLE} PROFILE={profile}` does it.\n"
+        return f"The cost has not been measured: `make reproduce-table-8 PROFILE={profile}` does it.\n"
     record = json.loads(path.read_text())
-    paper_ms = [float(row.words["ms_per_image_2080Ti"]) for row in tables.rows(TABLE)]
+    paper_ms = [float(words["ms_per_image_2080Ti"]) for words in paper]
     lines = []
-    for row, ms in zip(tables.rows(TABLE), paper_ms):
-        system = record["systems"][row.variant]
+    for variant, words, ms in zip(SYSTEMS, paper, paper_ms):
+        system = record["systems"][variant]
         low, high = system["ms_quartiles"]
         lines.append(
             {
-                "method": row.words["method"],
+                "method": words["method"],
                 "multiply-adds of the head, G (paper)": f"{system['head_multiply_adds'] / 1e9:.2f} "
-                f"({row.words['head_GFLOPs']})",
+                f"({words['head_GFLOPs']})",
                 "parameters, M": f"{system['parameters'] / 1e6:.1f}",
                 "ms an image (paper)": f"{system['ms']:.1f} [{low:.1f}, {high:.1f}] ({ms:.1f})",
                 "ratio (paper)": f"{system['ratio']:.3f} ({ms / paper_ms[0]:.3f})",

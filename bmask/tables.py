@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from . import runs
+from . import cost, runs
 from .config import EXPERIMENTS, nearest
 from .files import write_bytes
 
@@ -259,13 +259,13 @@ def _network(variant: str, profile: str) -> str:
 
 def write(number: str, profile: str, seeds: List[int]) -> Path:
     """Write the table's ``.csv``, ``.md`` and ``.png`` under ``results/<profile>/``, and return the second's path."""
-    from . import cost, figures
+    from . import figures
 
     frame = table(number, profile, seeds)
     base = base_path(number, profile)
     text = to_markdown(number, profile, frame)
     if spec(number).get("cost"):
-        text += "\n" + cost.to_markdown(profile)
+        text += "\n" + cost.to_markdown(profile, [row.words for row in rows(number)])
     write_bytes(base.with_suffix(".csv"), frame.round(4).to_csv(index=False).encode())
     write_bytes(base.with_suffix(".md"), text.encode())
     figure = figures.gains(frame, rows(number), title(number), compared(spec(number)["metrics"]))
