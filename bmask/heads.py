@@ -176,8 +176,8 @@ class SobelMaskHead(MaskScoringHead):
         self.loss_options = dict(kind=loss, bce_weight=bce_weight, dice_squared=dice_squared)
         self.boundary_fcn1 = Conv2d(2, boundary_conv_dim, kernel_size=3, padding=1, activation=F.relu)
         self.boundary_fcn2 = Conv2d(boundary_conv_dim, 1, kernel_size=3, padding=1)
-        for layer in (self.boundary_fcn1, self.boundary_fcn2):
-            weight_init.c2_msra_fill(layer)
+        weight_init.c2_msra_fill(self.boundary_fcn1)
+        _init_predictor(self.boundary_fcn2)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -305,8 +305,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
 
         def predictor():
             layer = Conv2d(conv_dim, num_classes, kernel_size=1)
-            nn.init.normal_(layer.weight, std=0.001)
-            nn.init.zeros_(layer.bias)
+            _init_predictor(layer)
             return layer
 
         self.mask_pooler = pooler(self.mask_in_features, mask_resolution)
@@ -425,6 +424,12 @@ class BoundaryPreservingHead(JointHead, nn.Module):
             return predictor(x)[:, 0]
         weight, bias = predictor.weight[classes, :, 0, 0], predictor.bias[classes]
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
+
+
+def _init_predictor(layer: Conv2d) -> None:
+    """As detectron2 starts a layer whose outputs are logits: undecided."""
+    nn.init.normal_(layer.weight, std=0.001)
+    nn.init.zeros_(layer.bias)
 
 
 def _boundary_options(cfg) -> Dict:

@@ -377,6 +377,13 @@ def test_the_sobel_heads_boundary_comes_from_the_mask_of_the_instances_class():
     assert torch.allclose(found.pred_boundaries, expected, atol=1e-6)
 
 
+def test_boundaries_start_undecided():
+    """As masks do: otherwise the first steps would pull at the mask branch for a random boundary."""
+    head = make_roi_head(SobelMaskHead, output_boundaries=True).eval()
+    (found,) = head(torch.randn(3, 8, 14, 14), make_detections([3]))
+    assert (found.pred_boundaries - 0.5).abs().max() < 0.01
+
+
 def test_the_sobel_heads_loss_is_dice_bce_of_the_boundary_and_reaches_the_mask_branch():
     head = make_roi_head(SobelMaskHead)
     proposals, features = make_proposals([2, 1]), torch.randn(3, 8, 14, 14)
