@@ -6,8 +6,21 @@ from pathlib import Path
 import pytest
 
 from bmask import runs
+from bmask.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def complaint(call, *places: str) -> str:
+    """The message of the InputError that ``call`` raises: one line, one sentence, naming each place."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".") and ". " not in message
+    assert ";" in message  # what to do follows what is wrong
+    for place in places:
+        assert place in message
+    return message
 
 
 @pytest.fixture

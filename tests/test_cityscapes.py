@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import complaint
 from pycocotools import mask as rle_tools
 
 from bmask.datasets import Split, cityscapes
 from bmask.datasets.check import check_coco
-from bmask.errors import InputError
 
 CATEGORIES = [
     (24, "person"),
@@ -164,16 +164,6 @@ def test_test_images_are_listed_without_annotations(root, monkeypatch):
         }
         for index, city in enumerate(CITIES["test"])
     ]
-
-
-def complaint(call, *places: str) -> None:
-    """``call`` raises an InputError of one line and one sentence, with what to do, that names each place."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and ". " not in message and ";" in message
-    for place in places:
-        assert place in message
 
 
 @pytest.mark.parametrize(

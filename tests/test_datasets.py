@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import complaint
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
@@ -211,18 +212,6 @@ def coco(tmp_path):
 def write(tmp_path: Path, data) -> Path:
     (tmp_path / "instances.json").write_text(data if isinstance(data, str) else json.dumps(data))
     return tmp_path / "instances.json"
-
-
-def complaint(call, *places: str) -> str:
-    """The message of the InputError that ``call`` raises: one line, one sentence, naming each place."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and ". " not in message
-    assert ";" in message  # what to do follows what is wrong
-    for place in places:
-        assert place in message
-    return message
 
 
 def test_a_sound_file_comes_back_as_it_was_written(coco, tmp_path):

@@ -11,11 +11,11 @@ import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
 import cv2
 import numpy as np
 import pytest
+from conftest import complaint
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from bmask import submission
-from bmask.errors import InputError
 
 NAMES = ["frankfurt_000000_000294", "frankfurt_000001_007973", "lindau_000012_000019"]
 IMAGES = [
@@ -293,16 +293,6 @@ def test_zips_are_whole_or_not_there_and_the_same_bytes_each_time(tmp_path, monk
 
 
 # --- wrong input
-
-
-def complaint(call, *places: str) -> None:
-    """``call`` raises an InputError of one line and one sentence, with what to do, that names each place."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and ". " not in message and ";" in message
-    for place in places:
-        assert place in message
 
 
 def test_an_image_without_annotation_is_one_sentence(truth):
