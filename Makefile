@@ -68,7 +68,7 @@ detectron2-upstream:
 	  "git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)"
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -q -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: setup  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks

@@ -197,6 +197,12 @@ def test_every_row_of_the_papers_tables_is_there(number):
     assert (config.EXPERIMENTS.parent / "notebooks" / tables.notebook(number)).exists()
 
 
+def test_every_table_has_a_make_target():
+    text = subprocess.run(["make", "help"], cwd=runs.REPOSITORY, capture_output=True, text=True).stdout
+    for number in [*tables.specs(), "all"]:
+        assert f"make reproduce-{'table-' if number.isdigit() else ''}{number} " in text
+
+
 def test_every_variant_is_a_row_of_a_table():
     rows = {row.variant for number in tables.specs() for row in tables.rows(number)}
     assert rows - {tables.PUBLISHED} == set(config.available("variant"))
