@@ -6,7 +6,7 @@ import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Dict, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -146,9 +146,8 @@ def _model(cfg: CfgNode) -> nn.Module:
     return build_model(cfg).eval()
 
 
-@torch.no_grad()
-def _infer(model: GeneralizedRCNN, cfg: CfgNode) -> None:
-    """All that inference does, with given detections for the mask head instead of what the box head finds."""
+def _input(cfg: CfgNode) -> Tuple[List[Dict], Instances]:
+    """A batch of one image of noise, and the detections that the mask head is given; the same each time."""
     height, width = cfg.STUDY.COST_INPUT
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
@@ -159,26 +158,32 @@ def _infer(model: GeneralizedRCNN, cfg: CfgNode) -> None:
     detections.pred_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
     detections.pred_classes = torch.randint(0, cfg.MODEL.ROI_HEADS.NUM_CLASSES, (count,), generator=generator)
     detections.scores = torch.rand(count, generator=generator)
-    inputs = [{"image": image, "height": height, "width": width}]
+    return [{"image": image, "height": height, "width": width}], detections.to(cfg.MODEL.DEVICE)
+
+
+@torch.no_grad()
+def _infer(model: GeneralizedRCNN, cfg: CfgNode, batch: List[Dict], detections: Instances) -> None:
+    """All that inference does, with given detections for the mask head instead of what the box head finds."""
     with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
-        images = model.preprocess_image(inputs)
+        images = model.preprocess_image(batch)
         features = model.backbone(images.tensor)
         proposals, _ = model.proposal_generator(images, features, None)
         model.roi_heads._forward_box(features, proposals)
-        results = model.roi_heads.forward_with_given_boxes(features, [detections.to(cfg.MODEL.DEVICE)])
-        model._postprocess(results, inputs, images.image_sizes)
+        results = model.roi_heads.forward_with_given_boxes(features, [detections])
+        model._postprocess(results, batch, images.image_sizes)
 
 
 def _milliseconds(model: nn.Module, cfg: CfgNode) -> float:
+    batch, detections = _input(cfg)
     if cfg.MODEL.DEVICE == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        _infer(model, cfg)
+        _infer(model, cfg, batch, detections)
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end)
     start = time.perf_counter()
-    _infer(model, cfg)
+    _infer(model, cfg, batch, detections)
     return (time.perf_counter() - start) * 1000
 
 
@@ -187,7 +192,7 @@ def _peak_memory(cfg: CfgNode) -> float:
         model = _model(cfg)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        _infer(model, cfg)
+        _infer(model, cfg, *_input(cfg))
         return torch.cuda.max_memory_allocated() / 2**20
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_resident, cfg.dump()).result()
@@ -196,7 +201,7 @@ def _peak_memory(cfg: CfgNode) -> float:
 def _peak_resident(dump: str) -> float:
     cfg = CfgNode.load_cfg(dump)
     torch.set_num_threads(cfg.STUDY.THREADS)
-    _infer(_model(cfg), cfg)
+    _infer(_model(cfg), cfg, *_input(cfg))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
