@@ -15,6 +15,7 @@ from . import cost, datasets, evaluate, runs, submission, tables
 from .datasets import cityscapes
 from .datasets.check import check_files
 from .errors import InputError
+from .files import write_bytes
 
 
 def reproduce(numbers: List[str], profile: str, seeds: List[int], options: runs.Options) -> bool:
@@ -77,13 +78,16 @@ def _execute(number: str, profile: str, seeds: List[int], options: runs.Options)
     if executed.exists() and executed.stat().st_mtime > max(p.stat().st_mtime for p in (source, table)):
         return
     try:
+        import nbformat
         import papermill
     except ImportError:
         print(f"{name} is not executed: papermill is not installed", file=sys.stderr)
         return
-    draft = executed.with_suffix(".tmp.ipynb")
-    papermill.execute_notebook(source, draft, _parameters(profile, seeds, options), progress_bar=False)
-    draft.replace(executed)
+    parameters = _parameters(profile, seeds, options)
+    content = papermill.execute_notebook(source, None, parameters, progress_bar=False)
+    # Where the repository lies on this machine is of no use to who reads the notebook on another.
+    content.metadata.papermill.update(input_path=f"notebooks/{name}", output_path=None)
+    write_bytes(executed, nbformat.writes(content).encode())
 
 
 def _parameters(profile: str, seeds: List[int], options: runs.Options) -> Dict:

@@ -303,6 +303,8 @@ def test_everything_at_smoke_with_one_command(everything, bmask):
         assert "not run" not in text and "failed" not in text
         assert (results / f"{base}.png").stat().st_size > 10_000
         assert_shown(results / tables.notebook(number))
+        executed = (results / tables.notebook(number)).read_text()
+        assert str(everything) not in executed and str(runs.REPOSITORY) not in executed
         assert f"## {tables.title(number)}\n" in page and f"({tables.notebook(number)})" in page
     measured = json.loads((results / "cost.json").read_text())["systems"]
     assert tuple(measured) == cost.SYSTEMS == tuple(row.variant for row in tables.rows("8"))
