@@ -1,7 +1,7 @@
 """From records to a table, beside the paper's. A pure function of the records."""
 
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -156,7 +156,7 @@ def _values(records: Dict[int, Dict], metric: str) -> pd.Series:
     )
 
 
-def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> tuple:
+def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple[float, float]:
     """A 95% bootstrap interval of the mean difference of two rows, paired over images and seeds.
 
     The records hold AP on resamples of the images, the same for both rows. Here the seeds that both rows share are
