@@ -45,7 +45,7 @@ def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str
         panel.set_title(metric)
         panel.set_xlabel("difference (AP points)", fontsize=8)
         panel.margins(x=0.15)
-    panels[0].set_yticks(places, [_label(row) for row in rows])
+    panels[0].set_yticks(places, _labels(rows))
     panels[0].set_ylim(len(frame) - 0.5, -0.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
     seeds = int(frame["seeds"].min())
@@ -53,13 +53,20 @@ def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str
     return figure
 
 
-def _label(row) -> str:
-    words = {name: str(word) for name, word in row.words.items() if word != "–"}
-    if "method" in words:
-        return ", ".join(words[name] for name in ("method", "backbone", "input_size") if name in words)
-    return (
-        ", ".join(name.replace("_", " ") if word == "✓" else word for name, word in words.items()) or "none"
-    )
+def _labels(rows: Sequence) -> List[str]:
+    """What tells the rows apart, in a few words each."""
+    columns = {name: [str(row.words[name]) for row in rows] for name in rows[0].words}
+    if "method" in columns:
+        columns = {n: columns[n] for n in ("method", "backbone", "input_size") if n in columns}
+    columns = {name: words for name, words in columns.items() if len(set(words)) > 1}
+    labels = [[] for _ in rows]
+    for name, words in columns.items():
+        for label, word in zip(labels, words):
+            if word == "✓":
+                label.append(name.replace("_", " "))
+            elif word != "–":
+                label.append(f"{name} {word}" if "✓" in words else word)
+    return [", ".join(label) or "none" for label in labels]
 
 
 def examples(rows: List[Dict[str, Tuple[np.ndarray, np.ndarray]]]) -> Figure:

@@ -85,6 +85,8 @@ def test_the_figure_draws_our_differences_and_the_papers(records):
     assert [panel.get_title() for panel in figure.axes] == ["AP", "AP50", "AP75", "APb"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels[0] == "none" and labels[4] == "boundary, fusions, bce dice, roi strategy"
+    assert "m2b twice, b2m twice" in figures._labels(tables.rows("6"))
+    assert figures._labels(tables.rows("sobel"))[:2] == ["Mask R-CNN", "Sobel mask head"]
     lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
     assert lines["paper"] == [0.0, 0.7, 1.0, 1.2, 1.5]
 
