@@ -5,6 +5,7 @@ detectron2's standard and cascade RoI heads hand a mask head the whole dict of f
 boundary-preserving head pools what it needs from it.
 """
 
+from abc import abstractmethod
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import fvcore.nn.weight_init as weight_init
@@ -41,6 +42,7 @@ class JointHead:
     ``refine_masks`` and ``mask_iou_head``, and predicts.
     """
 
+    @abstractmethod
     def predict(self, features, boxes: List[Boxes], classes: torch.Tensor, with_boundary: bool):
         """
         Args:
@@ -53,7 +55,6 @@ class JointHead:
             The RoI features R_m (R, C, M, M), and the logits (R, 2M, 2M) of mask and boundary; None for a boundary
             that was not asked for or is not learned.
         """
-        raise NotImplementedError
 
     def forward(self, features, instances: List[Instances]):
         """
