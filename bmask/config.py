@@ -17,7 +17,7 @@ from .errors import InputError
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 # What changes where and how fast a run is computed, but not what is computed.
-# The last three are what a variant may ask for, and count where one does, by what they set.
+# The last two are what a variant may ask for, and count where one does, by what they set.
 NOT_IDENTITY = (
     "OUTPUT_DIR",
     "MODEL.DEVICE",
