@@ -118,7 +118,13 @@ def example_rows(runs: Sequence, data, device: str, count: int, min_score: float
     return rows
 
 
-def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) -> Dict[str, Dict]:
+def average_precision(
+    truth: Path,
+    detections: List[Dict],
+    max_dets: int = 100,
+    kinds: Sequence[str] = IOU_TYPES,
+    resamples: int = RESAMPLES,
+) -> Dict[str, Dict]:
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
 
     Args:
@@ -126,18 +132,20 @@ def average_precision(truth: Path, detections: List[Dict], max_dets: int = 100) 
         detections: in COCO's results format, with the ids of ``truth``. Masks and boundaries are ranked by
             ``mask_score`` where there is one.
         max_dets: detections that count, an image and class.
+        kinds: of ``bbox``, ``segm`` and ``boundary``.
+        resamples: of the images, for intervals.
 
     Returns:
-        For each of ``bbox``, ``segm`` and ``boundary`` a dict with AP, AP50, AP75, APs, APm, APl,
+        For each of the kinds a dict with AP, AP50, AP75, APs, APm, APl,
         ``per_iou`` {"0.50": AP, ...} and ``per_class`` {name: AP}. None stands where the truth has no object.
-        For ``bbox`` and ``segm`` also ``bootstrap``: AP, AP50 and AP75 on ``RESAMPLES`` resamples of the images, the
-        same for all models on the same images, so that differences between models are paired.
+        For ``bbox`` and ``segm`` also ``bootstrap``: AP, AP50 and AP75 on the resamples, the same for all models on the
+        same images, so that differences between models are paired.
     """
     ground_truth = COCO(truth)
-    return {kind: _coco_ap(ground_truth, detections, kind, max_dets) for kind in IOU_TYPES}
+    return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples) for kind in kinds}
 
 
-def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: int) -> Dict:
+def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: int, resamples: int) -> Dict:
     if kind != "bbox":
         # The size of a detection is then its mask's area, as for the truth, not its box's.
         detections = [
@@ -167,18 +175,28 @@ def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: in
             for k, c in enumerate(evaluation.params.catIds)
         },
     }
-    if kind != "boundary":
-        metrics["bootstrap"] = _bootstrap(evaluation, thresholds)
+    if resamples and kind != "boundary":
+        metrics["bootstrap"] = _bootstrap(evaluation, thresholds, resamples)
     return metrics
 
 
-def _bootstrap(evaluation: COCOeval_faster, thresholds: List[str]) -> Dict[str, List[float]]:
+def annotation_iou(truth: Path, annotated: Path) -> float:
+    """The mean IoU of the masks of two COCO instance files with the same objects: how good an annotation is."""
+    pair = COCO(truth), COCO(annotated)
+    ious = []
+    for number in pair[0].anns:
+        exact, coarse = (side.annToMask(side.anns[number]).astype(bool) for side in pair)
+        ious.append((exact & coarse).sum() / (exact | coarse).sum())
+    return float(np.mean(ious))
+
+
+def _bootstrap(evaluation: COCOeval_faster, thresholds: List[str], resamples: int) -> Dict[str, List[float]]:
     """The headline metrics with the images drawn anew: what was matched in each is known, so AP alone is computed."""
     params, matched = evaluation._paramsEval, evaluation._evalImgs_cpp  # class x size x image
     images, sizes = len(params.imgIds), len(params.areaRng)
     params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
     by_class = [matched[k * sizes * images :][:images] for k in range(len(params.catIds))]
-    draws = np.random.default_rng(0).integers(images, size=(RESAMPLES, images))
+    draws = np.random.default_rng(0).integers(images, size=(resamples, images))
     replicates = []
     for draw in draws:
         evaluation._evalImgs_cpp = [found[i] for found in by_class for i in draw]

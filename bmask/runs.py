@@ -160,7 +160,7 @@ def _made(run: Run, reuse: bool) -> Optional[Dict]:
 
 
 def _checked_data(runs: List[Run], options: Options) -> datasets.Data:
-    """The data of runs of one profile. Rows of one table, and all parts of one training, must see the same.
+    """The data of the last of runs of one profile, all of whose data are made and looked at.
 
     Raises InputError if the data are not sound, not what a run has seen before, or batches do not split over GPUs.
     """
@@ -170,8 +170,13 @@ def _checked_data(runs: List[Run], options: Options) -> datasets.Data:
                 f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over NUM_GPUS={options.num_gpus}: "
                 "use a divisor"
             )
-    data = datasets.prepare(runs[0].cfg, options.data and Path(options.data), OUTPUT)
+    folder = options.data and Path(options.data)
+    prepared = {}  # few runs, if any, have other data than the first
     for run in runs:
+        splits = tuple(datasets.locate(run.cfg, folder, OUTPUT).values())
+        if splits not in prepared:
+            prepared[splits] = datasets.prepare(run.cfg, folder, OUTPUT)
+        data = prepared[splits]
         seen = run.folder / "data_fingerprint"
         if seen.exists() and seen.read_text() != data.fingerprint:
             raise InputError(
@@ -349,12 +354,29 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
 
     total = cfg.SOLVER.MAX_ITER
     trained_as = run.trained_as
+    images, max_dets = data.val.load(), cfg.TEST.DETECTIONS_PER_IMAGE
+    category_ids = data.val.category_ids()
+
+    def detect(model, iteration):
+        progress = f"iteration {iteration}/{total}, evaluating" if iteration < total else "evaluating"
+        return evaluate.detect(
+            cfg, model, images, category_ids, lambda i, n: report(f"{progress} {i}/{n}", iteration)
+        )
+
+    def validate(model, iteration):
+        detections, _ = detect(model, iteration)
+        if not comm.is_main_process():
+            return {}
+        found = evaluate.average_precision(data.val.json, detections, max_dets, ("bbox", "segm"), resamples=0)
+        return {kind: {k: found[kind][k] for k in ("AP", "AP50", "AP75")} for kind in found}
+
     try:
         trained = train(
             on_device(trained_as.cfg, device),
             data.train.load(),
             trained_as.folder,
             lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i),
+            validate,
         )
     except NonFiniteLoss as error:
         write_bytes(run.published, as_json({**record, "failed": str(error)}))
@@ -363,13 +385,14 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
             raise  # the other ranks may not have seen it: the launcher has to stop them
         return
     model = evaluate.load_model(cfg, trained_as.folder / "checkpoint.pth")
-    images = data.val.load()
-    detections, milliseconds = evaluate.detect(
-        cfg, model, images, data.val.category_ids(), lambda i, n: report(f"evaluating {i}/{n}", total)
-    )
+    detections, milliseconds = detect(model, total)
     if not comm.is_main_process():
         return
-    record["metrics"] = evaluate.average_precision(data.val.json, detections, cfg.TEST.DETECTIONS_PER_IMAGE)
+    record["metrics"] = evaluate.average_precision(data.val.json, detections, max_dets)
+    if data.val_coarse:
+        coarse = evaluate.average_precision(data.val_coarse.json, detections, max_dets)
+        record["metrics"].update({f"{kind}_coarse": metrics for kind, metrics in coarse.items()})
+        record["annotation_iou"] = evaluate.annotation_iou(data.val.json, data.val_coarse.json)
     if cfg.STUDY.DATASET == "cityscapes":
         truth = data.val.images.parents[1] / "gtFine" / "val"
         record["metrics"]["cityscapes"] = submission.cityscapes_average_precision(detections, images, truth)

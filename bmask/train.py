@@ -32,7 +32,13 @@ class NonFiniteLoss(FloatingPointError):
     """A loss became infinite or not a number. The message names the iteration and the loss terms."""
 
 
-def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int, float], None]) -> Dict:
+def train(
+    cfg: CfgNode,
+    dataset: List[Dict],
+    folder: Path,
+    report: Callable[[int, float], None],
+    validate: Callable[[torch.nn.Module, int], Dict],
+) -> Dict:
     """Train one run, or what is left of it.
 
     Args:
@@ -41,9 +47,12 @@ def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int
         folder: where ``checkpoint.pth`` is, and is written every ``SOLVER.CHECKPOINT_PERIOD`` iterations.
         report: called with the number of iterations done and the seconds of one, every ``STUDY.LOG_PERIOD``
             iterations. What it raises ends the training.
+        validate: called with the model, in evaluation mode, and the number of iterations done, every
+            ``TEST.EVAL_PERIOD`` iterations but the last; returns metrics.
 
     Returns:
-        ``losses``, the mean of each loss term over every ``STUDY.LOG_PERIOD`` iterations;
+        ``losses``, the mean of each loss term over every ``STUDY.LOG_PERIOD`` iterations; ``validation``, the metrics
+        with their ``iteration``;
         ``seconds_per_iteration``, the median; ``gpu_memory_mib``, the peak, on a GPU.
 
     Raises:
@@ -57,12 +66,13 @@ def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int
     scaler = torch.amp.GradScaler(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     checkpoint = folder / "checkpoint.pth"
-    start, history, seconds = 0, [], []
+    start, history, validation, seconds = 0, [], [], []
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
+        validation = saved.get("validation", [])
     elif cfg.MODEL.WEIGHTS:
         DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     # Batch statistics differ between ranks: rank 0's are everyone's, so that any rank can save or evaluate.
@@ -115,22 +125,28 @@ def train(cfg: CfgNode, dataset: List[Dict], folder: Path, report: Callable[[int
 
             last = iteration == cfg.SOLVER.MAX_ITER
             save = last or iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
-            if save or iteration % cfg.STUDY.LOG_PERIOD == 0:
+            look = not last and cfg.TEST.EVAL_PERIOD and iteration % cfg.TEST.EVAL_PERIOD == 0
+            if save or look or iteration % cfg.STUDY.LOG_PERIOD == 0:
                 steps = len(recent)
                 look_at_losses(iteration)
                 seconds.append((time.perf_counter() - clock) / steps)
+                if look:
+                    model.eval()
+                    validation.append({"iteration": iteration, **validate(model, iteration)})
+                    model.train()
                 if save and comm.is_main_process():
                     state = {name: part.state_dict() for name, part in parts.items()}
+                    progress = {"iteration": iteration, "losses": history, "seconds": seconds}
+                    progress["validation"] = validation
                     write_file(
                         checkpoint,
-                        lambda path: torch.save(
-                            {**state, "iteration": iteration, "losses": history, "seconds": seconds}, path
-                        ),
+                        lambda path: torch.save({**state, **progress}, path),
                     )
                 report(iteration, float(np.median(seconds)))
                 clock = time.perf_counter()
     comm.synchronize()
-    result = {"losses": history, "seconds_per_iteration": float(np.median(seconds))}
+    result = {"losses": history, "validation": validation}
+    result["seconds_per_iteration"] = float(np.median(seconds))
     if cfg.MODEL.DEVICE == "cuda":
         result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return result

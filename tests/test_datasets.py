@@ -12,6 +12,7 @@ from conftest import complaint
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
+from bmask import evaluate
 from bmask.config import resolve
 from bmask.datasets import nuclei, prepare, shapes
 from bmask.datasets.check import check_coco, fingerprint
@@ -19,13 +20,20 @@ from bmask.errors import InputError
 from bmask.files import whole_folder
 
 SIZES = {"num_train": 12, "num_val": 4, "image_size": 128}
-FILES = [f"instances_{split}_{grade}.json" for split in ("train", "val") for grade in ("fine", "coarse")]
+FILES = [f"instances_{split}_{grade}.json" for split in ("train", "val") for grade in ("fine", "coarse0.08")]
+
+
+def generate(folder: Path, **options) -> None:
+    """Pictures and both grades of annotation."""
+    shapes.generate(folder, **options)
+    for split in shapes.SPLITS:
+        shapes.coarsen(folder, split, 0.08)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "set"
-    shapes.generate(folder, seed=1, **SIZES)
+    generate(folder, seed=1, **SIZES)
     return folder
 
 
@@ -49,7 +57,7 @@ def test_shapes_are_the_same_bytes_for_the_same_seed(made, tmp_path):
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # nor may the number of threads matter
     try:
-        shapes.generate(tmp_path / "again", seed=1, **SIZES)
+        generate(tmp_path / "again", seed=1, **SIZES)
     finally:
         cv2.setNumThreads(threads)
     assert contents(tmp_path / "again") == contents(made)
@@ -62,7 +70,7 @@ def test_another_seed_makes_other_pictures(made, tmp_path):
 
 
 def test_more_images_do_not_change_the_first_ones(made, tmp_path):
-    shapes.generate(tmp_path / "fewer", seed=1, num_train=3, num_val=2, image_size=128)
+    generate(tmp_path / "fewer", seed=1, num_train=3, num_val=2, image_size=128)
     many, few = contents(made), contents(tmp_path / "fewer")
     assert all(many[name] == few[name] for name in few if name.endswith(".png"))
     for name in FILES:
@@ -78,7 +86,7 @@ def test_train_and_val_share_no_picture(made):
 
 @pytest.mark.parametrize("size", [64, 128, 200])
 def test_shapes_pass_the_data_check_at_any_size(size, tmp_path):
-    shapes.generate(tmp_path / "set", seed=3, num_train=4, num_val=2, image_size=size)
+    generate(tmp_path / "set", seed=3, num_train=4, num_val=2, image_size=size)
     for name in FILES:
         data = check_coco(tmp_path / "set/annotations" / name, tmp_path / "set/images" / name.split("_")[1])
         assert [category["name"] for category in data["categories"]] == list(shapes.CLASSES)
@@ -102,7 +110,7 @@ def test_every_object_shows_at_least_40_pixels(made):
 
 def test_fine_and_coarse_describe_the_same_instances(made):
     for split in shapes.SPLITS:
-        fine, coarse = (load(made, f"instances_{split}_{grade}.json") for grade in ("fine", "coarse"))
+        fine, coarse = (load(made, f"instances_{split}_{grade}.json") for grade in ("fine", "coarse0.08"))
         assert fine["images"] == coarse["images"]
         identity = [
             [(a["id"], a["image_id"], a["category_id"]) for a in d["annotations"]] for d in (fine, coarse)
@@ -110,13 +118,34 @@ def test_fine_and_coarse_describe_the_same_instances(made):
         assert identity[0] == identity[1]
 
 
-def test_coarse_polygons_are_near_but_not_equal_to_the_fine_masks(made):
-    """Mean over instances of the IoU of the rasterised polygon with the exact mask; measured 0.85."""
-    fine, coarse = (masks_by_image(made, f"instances_train_{grade}.json") for grade in ("fine", "coarse"))
-    pairs = [(f.astype(bool), c.astype(bool)) for i in fine for f, c in zip(fine[i], coarse[i])]
-    ious = [(f & c).sum() / (f | c).sum() for f, c in pairs]
-    assert 0.75 < np.mean(ious) < 0.97
-    assert min(ious) > 0.3
+def test_coarse_polygons_are_the_further_from_the_fine_masks_the_coarser_they_are(made):
+    """Mean over instances of the IoU of the rasterised polygon with the exact mask; 0.85 measured for 0.08."""
+    fine = masks_by_image(made, "instances_train_fine.json")
+    means = []
+    for coarseness in (0.02, 0.04, 0.08, 0.16):
+        shapes.coarsen(made, "train", coarseness)
+        coarse = masks_by_image(made, f"instances_train_coarse{coarseness:g}.json")
+        pairs = [(f.astype(bool), c.astype(bool)) for i in fine for f, c in zip(fine[i], coarse[i])]
+        means.append(np.mean([(f & c).sum() / (f | c).sum() for f, c in pairs]))
+    assert 1 > means[0] > means[1] > means[2] > means[3] > 0.6
+    assert means[2] == pytest.approx(0.85, abs=0.03)
+    name = "annotations/instances_{}_{}.json"
+    files = (made / name.format("train", grade) for grade in ("fine", "coarse0.16"))
+    assert evaluate.annotation_iou(*files) == pytest.approx(means[3])
+
+
+def test_training_on_coarse_annotations_is_measured_on_both(tmp_path):
+    data = prepare(resolve("bmask_rcnn_coarse04", "smoke"), None, tmp_path)
+    assert [split and split.json.stem for split in (data.train, data.val, data.val_coarse)] == [
+        "instances_train_coarse0.04",
+        "instances_val_fine",
+        "instances_val_coarse0.04",
+    ]
+
+
+def test_real_images_have_no_exact_masks_to_make_coarse(tmp_path):
+    with pytest.raises(InputError, match="PROFILE=cpu or gpu"):
+        prepare(resolve("bmask_rcnn_coarse04", "nuclei"), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -134,7 +163,7 @@ def test_colour_does_not_tell_the_class():
     """Textures are drawn by a function that is not given the class: all classes have the same mean colour."""
     colours = {category: [] for category in range(4)}
     for index in range(60):
-        picture, classes, masks, _ = shapes._scene(5, "train", index, 64)
+        picture, classes, masks = shapes._scene(5, "train", index, 64)
         for category, mask in zip(classes, masks):
             colours[category].append(picture[mask].mean() - picture.mean())
     for found in colours.values():

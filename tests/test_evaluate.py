@@ -9,7 +9,6 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from bmask import evaluate
 from bmask.evaluate import average_precision
 
 
@@ -121,11 +120,10 @@ def test_detections_beyond_the_limit_do_not_count(scene):
     assert one < average_precision(truth, detections)["segm"]["AP"]
 
 
-def test_resamples_are_ap_on_images_drawn_anew(scene, tmp_path, monkeypatch):
+def test_resamples_are_ap_on_images_drawn_anew(scene, tmp_path):
     """Against pycocotools on a data set in which each image stands as often as it was drawn."""
     truth, detections = scene
-    monkeypatch.setattr(evaluate, "RESAMPLES", 3)
-    ours = average_precision(truth, detections)
+    ours = average_precision(truth, detections, resamples=3)
     content = json.loads(truth.read_text())
     ids = sorted(image["id"] for image in content["images"])
     draws = np.random.default_rng(0).integers(len(ids), size=(3, len(ids)))
@@ -149,11 +147,10 @@ def test_resamples_are_ap_on_images_drawn_anew(scene, tmp_path, monkeypatch):
             assert resample == pytest.approx(list(100 * evaluation.stats[:3]), abs=0.0051)
 
 
-def test_models_on_the_same_images_share_their_resamples(scene, monkeypatch):
+def test_models_on_the_same_images_share_their_resamples(scene):
     truth, detections = scene
-    monkeypatch.setattr(evaluate, "RESAMPLES", 20)
-    all_of_them = average_precision(truth, detections)["segm"]["bootstrap"]["AP"]
-    most = average_precision(truth, detections[3:])["segm"]["bootstrap"]["AP"]
+    all_of_them = average_precision(truth, detections, resamples=20)["segm"]["bootstrap"]["AP"]
+    most = average_precision(truth, detections[3:], resamples=20)["segm"]["bootstrap"]["AP"]
     assert np.corrcoef(all_of_them, most)[0, 1] > 0.9
 
 

@@ -114,14 +114,19 @@ def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
 
         return report
 
+    def validate(model, iteration):
+        assert not model.training
+        return {"weights": sum(p.double().sum().item() for p in model.parameters())}
+
     (output / "whole").mkdir()
-    whole = train.train(cfg, data.train.load(), output / "whole", stop_at(None))
+    whole = train.train(cfg, data.train.load(), output / "whole", stop_at(None), validate)
     (output / "parts").mkdir()
     for iteration in (1, 3, 4):
         with pytest.raises(Stop):
-            train.train(cfg, data.train.load(), output / "parts", stop_at(iteration))
-    parts = train.train(cfg, data.train.load(), output / "parts", stop_at(None))
-    assert parts["losses"] == whole["losses"]
+            train.train(cfg, data.train.load(), output / "parts", stop_at(iteration), validate)
+    parts = train.train(cfg, data.train.load(), output / "parts", stop_at(None), validate)
+    assert parts["losses"] == whole["losses"] and parts["validation"] == whole["validation"]
+    assert [looked["iteration"] for looked in whole["validation"]] == [3]
     a, b = (torch.load(output / name / "checkpoint.pth", weights_only=True) for name in ("whole", "parts"))
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
 

@@ -30,15 +30,19 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Both splits, and 16 hexadecimal digits that stand for the contents of their files."""
+    """Both splits, and 16 hexadecimal digits that stand for the contents of their files.
+
+    Where training is on coarse annotations, ``val_coarse`` is ``val`` annotated alike.
+    """
 
     train: Split
     val: Split
     fingerprint: str
+    val_coarse: Optional[Split] = None
 
 
 def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
-    """The splits ``train`` and ``val`` of the configured data set.
+    """The splits ``train`` and ``val`` of the configured data set, and ``val_coarse`` (see :class:`Data`).
 
     Args:
         cfg: a resolved configuration.
@@ -47,22 +51,27 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
         output: the folder that everything is written under.
 
     Raises:
-        InputError: the data set is unknown, or its folder does not exist.
+        InputError: the data set is unknown, or its folder does not exist, or it has no exact masks to make coarse.
     """
-    name = cfg.STUDY.DATASET
+    name, coarseness = cfg.STUDY.DATASET, cfg.STUDY.SHAPES.COARSENESS
     if name == "shapes":
         if data:
             raise InputError(
                 f"DATA is {data}, but this profile makes its own data: leave DATA out, or use PROFILE=nuclei or paper"
             )
         folder = shapes_folder(cfg, output)
-        return {
-            "train": Split(
-                folder / "annotations" / f"instances_train_{cfg.STUDY.SHAPES.GRADE}.json",
-                folder / "images/train",
-            ),
-            "val": Split(folder / "annotations/instances_val_fine.json", folder / "images/val"),
-        }
+
+        def split(name, coarseness):
+            grade = f"coarse{coarseness:g}" if coarseness else "fine"
+            return Split(folder / f"annotations/instances_{name}_{grade}.json", folder / "images" / name)
+
+        splits = {"train": split("train", coarseness), "val": split("val", 0)}
+        return {**splits, "val_coarse": split("val", coarseness)} if coarseness else splits
+    if coarseness:
+        raise InputError(
+            f"coarse annotations are made from the exact masks of the embedded shapes, and {name} has none: use "
+            "PROFILE=cpu or gpu"
+        )
     if name == "nuclei":
         folder = _existing(data or output / "data/nuclei", "`python -m bmask prepare-nuclei` makes one")
         return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
@@ -124,6 +133,9 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
             num_val=options.NUM_VAL,
             image_size=options.IMAGE_SIZE,
         )
+        if options.COARSENESS:
+            for name in ("train", "val"):
+                shapes.coarsen(shapes_folder(cfg, output), name, options.COARSENESS)
     if cfg.STUDY.DATASET == "cityscapes":
         cityscapes.convert(cityscapes_folder(data), splits["val"].json.parent)
     for split in splits.values():
@@ -133,7 +145,7 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
                 f"{split.json} has {len(content['categories'])} categories, but the profile expects "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES in the profile"
             )
-    return Data(**splits, fingerprint=fingerprint(*(split.json for split in splits.values())))
+    return Data(**splits, fingerprint=fingerprint(splits["train"].json, splits["val"].json))
 
 
 def _existing(folder: Path, hint: str) -> Path:

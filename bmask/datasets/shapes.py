@@ -1,4 +1,4 @@
-"""The embedded data set: overlapping shapes, texture on texture, with two grades of annotation.
+"""The embedded data set: overlapping shapes, texture on texture, annotated exactly or as coarsely as wished.
 
 The outline alone tells the class; colour and texture are drawn without looking at it. Every picture is a
 function of (seed, split, index), so asking for more pictures does not change the first ones.
@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
-from ..files import whole_folder
+from ..files import whole_folder, write_bytes
 
 CLASSES = ("star", "blob", "gear", "leaf")
 SPLITS = ("train", "val")
@@ -29,9 +29,7 @@ def generate(folder: Path, *, seed: int, num_train: int, num_val: int, image_siz
     """Write the pictures and their annotations in COCO format; does nothing where ``folder`` exists.
 
     Leaves ``images/{train,val}/000000.png`` (8-bit, ``image_size`` pixels square) and
-    ``annotations/instances_{train,val}_{fine,coarse}.json``. ``fine`` holds the visible pixels of each
-    object as compressed RLE, ``coarse`` a simplified polygon a few pixels off, with the same ids in the
-    same order.
+    ``annotations/instances_{train,val}_fine.json``, which holds the visible pixels of each object as compressed RLE.
     """
     folder = Path(folder)
     if folder.exists():
@@ -45,38 +43,62 @@ def generate(folder: Path, *, seed: int, num_train: int, num_val: int, image_siz
 
 def _write_split(draft: Path, seed: int, split: str, count: int, size: int, bar: tqdm) -> None:
     (draft / "images" / split).mkdir(parents=True)
-    images, annotations = [], {"fine": [], "coarse": []}
+    images, annotations = [], []
     for index in range(count):
-        picture, classes, masks, coarse_rng = _scene(seed, split, index, size)
+        picture, classes, masks = _scene(seed, split, index, size)
         path = draft / "images" / split / f"{index:06d}.png"
         if not cv2.imwrite(str(path), picture):
             raise OSError(f"cannot write {path}")
         images.append({"id": index + 1, "file_name": path.name, "height": size, "width": size})
         for category, mask in zip(classes, masks):
-            instance = {"id": len(annotations["fine"]) + 1, "image_id": index + 1}
+            instance = {"id": len(annotations) + 1, "image_id": index + 1}
             instance |= {"category_id": category + 1, "iscrowd": 0}
-            annotations["fine"].append({**instance, **_exact(mask)})
-            annotations["coarse"].append({**instance, **_coarse(mask, coarse_rng)})
+            annotations.append({**instance, **_exact(mask)})
         bar.update()
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
-    for grade, found in annotations.items():
-        info = {"description": f"embedded shapes, {split}, {grade} annotations"}
-        info |= {"seed": seed, "num_images": count, "image_size": size}
-        content = {"info": info, "categories": categories, "images": images, "annotations": found}
-        target = draft / "annotations" / f"instances_{split}_{grade}.json"
-        target.write_text(json.dumps(content), encoding="utf-8")
+    info = {"description": f"embedded shapes, {split}, fine annotations"}
+    info |= {"seed": seed, "num_images": count, "image_size": size}
+    content = {"info": info, "categories": categories, "images": images, "annotations": annotations}
+    (draft / "annotations" / f"instances_{split}_fine.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _scene(
-    seed: int, split: str, index: int, size: int
-) -> tuple[np.ndarray, list[int], list[np.ndarray], np.random.Generator]:
+def coarsen(folder: Path, split: str, coarseness: float) -> None:
+    """Annotate a split as COCO is: a simplified polygon a few pixels off for each object (Section 4.4, Fig. 7a).
+
+    Leaves ``annotations/instances_{split}_coarse{coarseness}.json`` in a folder of :func:`generate`, with the ids and
+    the order of the fine annotations; does nothing where the file exists.
+
+    Args:
+        coarseness: how far a polygon may be off, as a share of the square root of the object's area.
+    """
+    target = Path(folder) / "annotations" / f"instances_{split}_coarse{coarseness:g}.json"
+    if target.exists():
+        return
+    content = json.loads((target.parent / f"instances_{split}_fine.json").read_text(encoding="utf-8"))
+    info = content["info"]
+    info["description"] = f"embedded shapes, {split}, coarse annotations ({coarseness:g})"
+    rngs = {}
+    for k, instance in enumerate(content["annotations"]):
+        image = instance["image_id"]
+        if image not in rngs:
+            rngs[image] = _rng(info["seed"], split, image - 1, stream=1)
+        mask = rle_tools.decode(instance["segmentation"])
+        content["annotations"][k] = {**instance, **_coarse(mask, coarseness, rngs[image])}
+    write_bytes(target, json.dumps(content).encode())
+
+
+def _rng(seed: int, split: str, index: int, stream: int) -> np.random.Generator:
+    """A generator for one picture: stream 0 for the picture itself, 1 for its coarse annotations."""
+    sequence = np.random.SeedSequence([seed, SPLITS.index(split), index], spawn_key=(stream,))
+    return np.random.default_rng(sequence)
+
+
+def _scene(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
     """One picture (size, size, 3), uint8, and its objects from back to front.
 
-    The objects come as class indices and visible masks (size, size), bool. The generator returned is the
-    one for the coarse annotations: apart from the picture's own, so that they cannot change the picture.
+    The objects come as class indices and visible masks (size, size), bool.
     """
-    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
-    rng, coarse_rng = (np.random.default_rng(stream) for stream in streams)
+    rng = _rng(seed, split, index, stream=0)
     unit = size / 128
     base = rng.uniform(95, 160) + rng.normal(0, 15, 3)
     canvas = _textured(rng, base, (size, size), unit)
@@ -109,7 +131,7 @@ def _scene(
     light = 1 + 0.12 * _noise(rng, (size, size), 64 * unit)[..., None]
     grain = 4 * rng.standard_normal(canvas.shape, dtype=np.float32)
     picture = np.clip(canvas * light + grain, 0, 255).astype(np.uint8)
-    return picture, classes, [owner == number for number in range(len(classes))], coarse_rng
+    return picture, classes, [owner == number for number in range(len(classes))]
 
 
 def _rasterise(
@@ -218,14 +240,14 @@ def _exact(mask: np.ndarray) -> dict:
     return {"segmentation": {**rle, "counts": rle["counts"].decode()}, **_extent(rle)}
 
 
-def _coarse(mask: np.ndarray, rng: np.random.Generator) -> dict:
+def _coarse(mask: np.ndarray, coarseness: float, rng: np.random.Generator) -> dict:
     """Polygons around the mask's large parts, simplified by a tolerance that grows with the object."""
     zoom = 4  # contours run through pixel centres; enlarged, they lie 1/8 pixel inside the edge, not 1/2
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    enlarged = mask[y : y + height, x : x + width].astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    x, y, width, height = cv2.boundingRect(mask)
+    enlarged = mask[y : y + height, x : x + width].repeat(zoom, 0).repeat(zoom, 1)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     sizes = [cv2.contourArea(contour) for contour in contours]
-    tolerance = 0.08 * np.sqrt(mask.sum())
+    tolerance = coarseness * np.sqrt(mask.sum())
     polygons = []
     for contour, area in zip(contours, sizes):
         if area < max(sizes) / 4:
