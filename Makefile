@@ -22,7 +22,7 @@ READY = $(VENV)/bmask-$(DETECTRON2).ready
 FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
 RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --jobs $(JOBS) $(if $(REUSE),--reuse)
 
-.PHONY: help setup test lab clean submission-coco submission-cityscapes
+.PHONY: help setup test lab report clean submission-coco submission-cityscapes
 .DEFAULT_GOAL := help
 
 help:  ## list the targets and variables
@@ -70,11 +70,14 @@ detectron2-upstream:
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
-lab: setup  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir notebooks
+lab: setup  ## open JupyterLab on the notebooks, at their table of contents
+	$(BIN)/jupyter lab --notebook-dir notebooks "--LabApp.default_url=/lab/tree/README.md?factory=Markdown%20Preview"
 
-clean:  ## remove runs, generated data and caches; results/ and .venv stay
-	rm -rf runs data/shapes-* .pytest_cache
+report: setup  ## build report/index.html, a site of all results that opens without server or network
+	@$(BIN)/python -m bmask report
+
+clean:  ## remove runs, generated data, report and caches; results/ and .venv stay
+	rm -rf runs data/shapes-* report .pytest_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 reproduce-table-1: ## overall results: backbones and input sizes
@@ -88,11 +91,20 @@ reproduce-table-8: ## computation cost
 reproduce-table-9: ## Cityscapes
 reproduce-sobel: ## the Sobel mask head, and refined masks
 reproduce-release: ## the authors' detectron2 release: PointRend and cascades as well
-reproduce-all: ## every table, each run once, and a page of all tables
+reproduce-figure-1: ## AP at each IoU threshold
+reproduce-figure-2: ## masks of Mask R-CNN and BMask R-CNN (Figs. 2, 3 and 8)
+reproduce-figure-5: ## RoI features for the boundary
+reproduce-figure-6: ## what each boundary loss does to the boundary
+reproduce-figure-7a: ## coarse annotations, precise predictions (Section 4.4)
+reproduce-figure-7b: ## the Sobel mask head
+reproduce-figure-curves: ## losses and AP during the training
+reproduce-all: ## every table and figure, each run once, and a page of them
 
-TABLES = $(addprefix reproduce-,table-1 table-2 table-3 table-4 table-5 table-6 table-7 table-8 table-9 sobel release all)
-.PHONY: $(TABLES)
-$(TABLES): reproduce-%: setup
+TABLES = $(addprefix table-,1 2 3 4 5 6 7 8 9) sobel release
+FIGURES = $(addprefix figure-,1 2 5 6 7a 7b curves)
+REPRODUCE = $(addprefix reproduce-,$(TABLES) $(FIGURES) all)
+.PHONY: $(REPRODUCE)
+$(REPRODUCE): reproduce-%: setup
 	@$(BIN)/python -m bmask reproduce $(patsubst table-%,%,$*) $(RUN_FLAGS)
 
 submission-coco: setup  ## detections of VARIANT on COCO test-dev2017, for the evaluation server

@@ -27,10 +27,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     reproduce = commands.add_parser(
-        "reproduce", help="train and evaluate what tables need, write and print them, execute their notebooks"
+        "reproduce",
+        help="train and evaluate what tables and figures need, write and print them, execute their notebooks",
     )
     reproduce.add_argument(
-        "tables", nargs="+", metavar="TABLE", help="1 to 9, sobel, release, or all of them: all"
+        "items",
+        nargs="+",
+        metavar="ITEM",
+        help="a table, 1 to 9, sobel or release; a figure, figure-1, -2, -5, -6, -7a, -7b or -curves; or all",
     )
     reproduce.set_defaults(command=_reproduce)
 
@@ -40,26 +44,30 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--variant", help="one model, a file of experiments/variants/")
     run.set_defaults(command=_run)
 
-    for command in (reproduce, run):
-        command.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
-        command.add_argument(
-            "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
-        )
-        command.add_argument(
-            "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
-        )
-
     table = commands.add_parser("table", help="show a table from the records in results/, and write it there")
     table.add_argument("table", help="1 to 9, sobel or release")
-    table.add_argument("--profile", default="cpu")
-    table.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     table.set_defaults(command=_table)
 
-    picture = commands.add_parser(
-        "picture", help="draw what Mask R-CNN and BMask R-CNN find in the first test images"
+    figure = commands.add_parser("figure", help="draw a figure from what is in results/, and write it there")
+    figure.add_argument("figure", help="1, 2, 5, 6, 7a, 7b or curves")
+    figure.set_defaults(command=_figure)
+
+    curves = commands.add_parser("curves", help="draw losses and AP during the training of any runs")
+    curves.add_argument("variants", nargs="+", metavar="VARIANT", help="files of experiments/variants/")
+    curves.add_argument(
+        "--out", type=Path, default=Path("curves.png"), help="a .png or .svg (default: curves.png)"
     )
-    picture.add_argument("--seed", type=int, default=0)
-    picture.set_defaults(command=_picture)
+    curves.set_defaults(command=_curves)
+
+    predictions = commands.add_parser(
+        "predictions", help="train what has not been, and keep predictions for figures"
+    )
+    predictions.add_argument("--variant", required=True, help="a file of experiments/variants/")
+    predictions.set_defaults(command=_predictions)
+
+    report = commands.add_parser("report", help="build the static site of everything in results/")
+    report.add_argument("--out", type=Path, help="(default: report/)")
+    report.set_defaults(command=_report)
 
     work = commands.add_parser("work", help="train and evaluate one run in this process: what `run` starts")
     work.add_argument("variant")
@@ -74,15 +82,25 @@ def parser() -> argparse.ArgumentParser:
     submission.add_argument("--seed", type=int, default=0)
     submission.set_defaults(command=_submission)
 
-    for command in (reproduce, run, picture, work, submission):
+    for command in (reproduce, run, predictions):
+        command.add_argument(
+            "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
+        )
+        command.add_argument(
+            "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
+        )
+    for command in (reproduce, run, table, figure, curves, predictions):
+        command.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+    for command in (reproduce, run, table, figure, curves, predictions, work, submission):
         command.add_argument(
             "--profile",
             default="cpu",
             help="a file of experiments/profiles/ (default: cpu); PROFILE-batchN has N images a batch",
         )
+    for command in (reproduce, run, predictions, work, submission):
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
         command.add_argument("--data", help="folder of the data set")
-    for command in (reproduce, run, work):
+    for command in (reproduce, run, predictions, work):
         command.add_argument(
             "--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run"
         )
@@ -95,11 +113,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _reproduce(options) -> int:
-    from . import config, tables
-    from .reproduce import reproduce
+    from . import config
+    from .reproduce import everything, reproduce
 
-    numbers = list(tables.specs()) if options.tables == ["all"] else options.tables
-    whole = reproduce(numbers, options.profile, config.parse_seeds(options.seeds), _options(options))
+    items = everything(options.profile) if options.items == ["all"] else options.items
+    whole = reproduce(items, options.profile, config.parse_seeds(options.seeds), _options(options))
     return 0 if whole else 1
 
 
@@ -126,21 +144,37 @@ def _table(options) -> int:
     print(tables.write(options.table, options.profile, config.parse_seeds(options.seeds)).read_text())
 
 
-def _picture(options) -> int:
-    from . import datasets, evaluate, figures, runs
+def _figure(options) -> int:
+    from . import config, figures
 
-    pair = [runs.Run(variant, options.profile, options.seed) for variant in ("mask_rcnn", "bmask_rcnn")]
-    for run in pair:
-        if not run.own_record.exists():
-            raise InputError(
-                f"{run.name} has not been trained here: `python -m bmask run --variant {run.variant} "
-                f"--profile {options.profile} --seeds {options.seed}` does it"
-            )
-    device = runs.check_device(runs.Options(options.device))
-    data = datasets.prepare(pair[0].cfg, options.data and Path(options.data), runs.OUTPUT)
-    path = runs.OUTPUT / "results" / options.profile / "examples.png"
-    figures.save(figures.examples(evaluate.example_rows(pair, data, device, count=3)), path)
-    print(path)
+    for path in figures.write(options.figure, options.profile, config.parse_seeds(options.seeds)):
+        print(path, path.with_suffix(".md").read_text(), sep="\n")
+
+
+def _curves(options) -> int:
+    from . import config, draw, figures, runs
+
+    seeds = config.parse_seeds(options.seeds)
+    figure, _ = figures.training_curves(
+        [runs.Run(variant, options.profile, seed) for variant in options.variants for seed in seeds]
+    )
+    draw.save(figure, options.out)
+    print(options.out)
+
+
+def _predictions(options) -> int:
+    from . import config, predictions, runs
+
+    wanted = [runs.Run(options.variant, options.profile, s) for s in config.parse_seeds(options.seeds)]
+    if not runs.ensure(wanted, _options(options)):
+        return 1
+    predictions.ensure(wanted, _options(options))
+
+
+def _report(options) -> int:
+    from . import report, runs
+
+    print(report.build(options.out or runs.OUTPUT / "report"))
 
 
 def _work(options) -> int:

@@ -163,6 +163,12 @@ def _set_backbone(cfg: CN) -> None:
         raise ValueError(f"unknown STUDY.BACKBONE {study.BACKBONE!r}: choose resnet, deeper_resnet or hrnet")
 
 
+def predicts_boundaries(cfg: CN) -> bool:
+    """Whether the model can be asked for the boundaries that it has learned (``OUTPUT_BOUNDARIES``)."""
+    name, head = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.BOUNDARY_MASK_HEAD
+    return name == "SobelMaskHead" or name == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
+
+
 def scale_batch(cfg: CN, batch: int) -> CN:
     """The linear scaling rule (Section 4): learning rate, iterations and steps for ``batch`` images a batch."""
     reference = cfg.clone()

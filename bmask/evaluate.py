@@ -1,21 +1,20 @@
-"""What a model finds: detections and their time, average precision, and examples to look at."""
+"""What a model finds: detections and their time, average precision, and how good its boundaries are."""
 
 import itertools
 import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 IOU_TYPES = ("bbox", "segm", "boundary")
@@ -79,43 +78,47 @@ def detect(
     return detections, float(np.median(milliseconds))
 
 
-@torch.no_grad()
-def example_rows(runs: Sequence, data, device: str, count: int, min_score: float = 0.3) -> List[Dict]:
-    """What :func:`bmask.figures.examples` draws: the first ``count`` validation images, whatever they show.
+def boundary_quality(
+    probabilities: torch.Tensor, targets: torch.Tensor, tolerance: int = 1
+) -> Dict[str, torch.Tensor]:
+    """How thick and how right each predicted boundary is, its pixels being those above 0.5.
 
     Args:
-        runs: the finished runs whose models are to be shown, with their checkpoints in place.
-        data: the :class:`bmask.datasets.Data` of the runs.
-        min_score: detections below are not shown.
+        probabilities: (R, H, W), in [0, 1].
+        targets: (R, H, W), from :func:`bmask.boundary.boundary_targets`.
+        tolerance: pixels, diagonals counting as one, within which a pixel of one boundary meets the other.
+
+    Returns:
+        Three tensors (R,). ``thickness``: predicted pixels over half the number of pixel sides between them and others,
+        about 1 for a target; ``precision``: the share of predicted pixels that meet the target; ``recall``: the
+        share of the target's pixels that meet the prediction. NaN where there are no such pixels.
     """
-    truth = COCO(data.val.json)
-    images = sorted(data.val.load(), key=lambda x: x["image_id"])[:count]
-    rows = []
-    for image in images:
-        picture = cv2.imread(image["file_name"])[:, :, ::-1]
-        masks = [truth.annToMask(a) for a in truth.imgToAnns[image["image_id"]]]
-        rows.append({"image": (picture, []), "ground truth": (picture, masks)})
-    for run in runs:
-        cfg = run.cfg.clone()
-        cfg.defrost()
-        head = cfg.MODEL.BOUNDARY_MASK_HEAD
-        boundaries = (
-            cfg.MODEL.ROI_MASK_HEAD.NAME == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
-        )
-        cfg.MODEL.DEVICE, head.OUTPUT_BOUNDARIES = device, boundaries
-        model, mapper = load_model(cfg, run.folder / "checkpoint.pth"), DatasetMapper(cfg, is_train=False)
-        for image, row in zip(images, rows):
-            picture = row["image"][0]
-            found = model([mapper(image)])[0]["instances"].to("cpu")
-            found = found[found.scores >= min_score]
-            row[run.variant] = (picture, found.pred_masks.numpy())
-            if boundaries:
-                pasted = paste_masks_in_image(
-                    found.pred_boundaries[:, 0], found.pred_boxes, picture.shape[:2], threshold=-1
-                )
-                strongest = pasted.amax(0).numpy() / 255 if len(found) else np.zeros(picture.shape[:2])
-                row[f"{run.variant}: boundary"] = (strongest, [])
-    return rows
+    predicted, targets = probabilities > 0.5, targets > 0.5
+    padded = F.pad(predicted, (1, 1, 1, 1))
+    sides = sum(padded.diff(dim=d).flatten(1).sum(1) for d in (1, 2))
+
+    def share(pixels, others):
+        near = F.max_pool2d(others[:, None].float(), 2 * tolerance + 1, stride=1, padding=tolerance)[:, 0] > 0
+        return (pixels & near).flatten(1).sum(1) / pixels.flatten(1).sum(1)
+
+    return {
+        "thickness": predicted.flatten(1).sum(1) / (sides / 2),
+        "precision": share(predicted, targets),
+        "recall": share(targets, predicted),
+    }
+
+
+def calibration(probabilities: torch.Tensor, targets: torch.Tensor, bins: int = 10) -> torch.Tensor:
+    """Whether of the pixels with a predicted probability of p a share of p is boundary.
+
+    Returns:
+        (bins, 3), float64: for each of the equal intervals of [0, 1] the number of pixels, the sum of their
+        probabilities and the number of those that are boundary.
+    """
+    p, y = probabilities.flatten().double(), targets.flatten().double()
+    interval = (p * bins).long().clamp(max=bins - 1)
+    sums = torch.zeros(bins, 3, dtype=torch.float64)
+    return sums.index_add_(0, interval, torch.stack([torch.ones_like(p), p, y], dim=1))
 
 
 def average_precision(

@@ -1,98 +1,551 @@
-"""Every plot of the study: functions from tables or predictions to matplotlib figures, and :func:`save`."""
+"""From records and kept predictions to the paper's figures, each with a caption that says what was found."""
 
-import io
+from itertools import product
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
+import torch
+import yaml
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.structures import Boxes
 from matplotlib.figure import Figure
 
+from . import draw, predictions, runs, tables
+from .boundary import sobel
+from .config import EXPERIMENTS, nearest
+from .draw import COLOURS, LEVELS, TRUTH, Panel
+from .errors import InputError
 from .files import write_bytes
+from .predictions import Images, Predictions
 
-# Okabe and Ito's palette, told apart by colour-blind readers and, by marker, in greyscale.
-OURS, PAPER = "#0072B2", "#D55E00"
+NAMES = {
+    "mask_rcnn": "Mask R-CNN",
+    "bmask_rcnn": "BMask R-CNN",
+    "bmask_rcnn_bce": "BCE",
+    "bmask_rcnn_weighted_bce": "weighted BCE",
+    "bmask_rcnn_dice": "Dice",
+}
+LOSSES = {**NAMES, "bmask_rcnn": "Dice-BCE"}
+PREFIX = "figure-"  # of a figure's number, where tables have theirs
+RESAMPLES = 1000
+CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # of detectron2's ROIPooler: a box of 224 pixels is pooled from P4
+Drawn = Dict[str, Tuple[Figure, str]]  # figure and caption, by the name of their files
 
 
-def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str]) -> Figure:
-    """What each row of a table gains over its baseline, here and in the paper.
+def specs() -> Dict[str, Dict]:
+    """What ``experiments/figures.yaml`` says, by the figure's number or name."""
+    return yaml.safe_load((EXPERIMENTS / "figures.yaml").read_text())
 
-    Args:
-        frame: from :func:`bmask.tables.table`.
-        rows: the table's rows, from :func:`bmask.tables.rows`.
-        title: what the table is about.
-        metrics: columns of the table whose differences are drawn.
 
-    Returns:
-        One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in AP points
-        from left to right. Lines through our points are 95% intervals, where there are several resamples.
+def spec(number: str) -> Dict:
+    """What it says of one figure. Raises InputError for one that it does not know."""
+    known = specs()
+    if number not in known:
+        raise nearest("figure", number, list(known))
+    return known[number]
+
+
+def title(number: str) -> str:
+    """How the figure is called: "Figure 6. What ...", or its own title for one without a number."""
+    text = spec(number)["title"]
+    return f"Figure {number}. {text}" if number[0].isdigit() else text
+
+
+def folder(profile: str) -> Path:
+    """Where the profile's figures are."""
+    return runs.OUTPUT / "results" / profile / "figures"
+
+
+def captions(number: str, profile: str) -> List[Path]:
+    """The captions, ``.md``, of a figure that has been made; ``.png`` and ``.svg`` lie beside them."""
+    stem = f"figure{number}" if number[0].isdigit() else number
+    return [path for name in (f"{stem}.md", f"{stem}_*.md") for path in sorted(folder(profile).glob(name))]
+
+
+def variants(number: str, profile: str) -> List[str]:
+    """The models that the figure shows."""
+    info = spec(number)
+    return info.get("paper") if "paper" in info and profile.startswith("paper") else info["variants"]
+
+
+def figure_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
+    """The runs that the figure needs."""
+    return [runs.Run(variant, profile, seed) for variant, seed in product(variants(number, profile), seeds)]
+
+
+def predicted_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
+    """Those of them whose predictions it needs."""
+    info = spec(number)
+    seeds = seeds if info.get("all_seeds") else seeds[:1]
+    return [runs.Run(variant, profile, seed) for variant, seed in product(info.get("predictions", []), seeds)]
+
+
+def ensure(number: str, profile: str, seeds: List[int], options: runs.Options) -> bool:
+    """Carry out the runs that a figure needs, and keep their predictions; see :func:`bmask.runs.ensure`."""
+    whole = runs.ensure(figure_runs(number, profile, seeds), options)
+    if whole:
+        predictions.ensure(predicted_runs(number, profile, seeds), options)
+    return whole
+
+
+def write(number: str, profile: str, seeds: List[int]) -> List[Path]:
+    """Write the figure's ``.png``, ``.svg`` and caption, ``.md``, and return the paths of the first.
+
+    Raises:
+        InputError: a run has not been carried out, or its predictions have not been kept; says which command does it.
     """
-    frame = frame[[row.variant != "published" for row in rows]].reset_index(drop=True)
-    rows = [row for row in rows if row.variant != "published"]
-    places = np.arange(len(frame))
-    with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(2.1 * len(metrics) + 3, 0.42 * len(frame) + 1.5), layout="constrained")
-        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for panel, metric in zip(panels, metrics):
-        panel.axvline(0, color="0.4", linewidth=1)
-        low, high = frame[f"d{metric} low"], frame[f"d{metric} high"]
-        panel.hlines(places - 0.12, low, high, color=OURS, linewidth=1.5)
-        panel.plot(frame[f"d{metric}"], places - 0.12, "o", color=OURS, label="here")
-        panel.plot(
-            frame[f"paper d{metric}"], places + 0.12, "D", color=PAPER, fillstyle="none", label="paper"
+    paths, heading = [], title(number)
+    for name, (figure, caption) in DRAW[number](profile, seeds).items():
+        paths.append(folder(profile) / f"{name}.png")
+        text = f"**{heading}.** {caption} {_setting(profile, seeds)}\n"
+        write_bytes(paths[-1].with_suffix(".md"), text.encode())
+        for suffix in (".png", ".svg"):
+            draw.save(figure, paths[-1].with_suffix(suffix))
+    tables.note_made(PREFIX + number, profile, seeds)
+    return paths
+
+
+def _setting(profile: str, seeds: List[int]) -> str:
+    return f"Profile `{profile}`, " + ("one seed." if len(seeds) == 1 else f"{len(seeds)} seeds.")
+
+
+def _records(names: Sequence[str], profile: str, seeds: List[int]) -> Dict[str, Dict[int, Dict]]:
+    """The records by variant and seed. Raises InputError where one is missing or of a failed run."""
+    found = {}
+    for variant, seed in product(names, seeds):
+        run = runs.Run(variant, profile, seed)
+        record = run.record()
+        if record is None:
+            raise InputError(
+                f"{run.name} has not been run; `python -m bmask run --variant {variant} --profile {profile} "
+                f"--seeds {seed}` does it"
+            )
+        if "failed" in record:
+            raise InputError(f"{run.name} has failed ({record['failed']}); there is nothing to draw")
+        found.setdefault(variant, {})[seed] = record
+    return found
+
+
+def _ap_curves(profile: str, seeds: List[int]) -> Drawn:
+    """Fig. 1."""
+    base, ours = pair = variants("1", profile)
+    records = _records(pair, profile, seeds)
+    lines = [
+        {"panel": panel, "variant": variant, "seed": seed, "iou": float(iou), "AP": ap}
+        for panel, kind in (("masks", "segm"), ("boundaries (Boundary AP)", "boundary"))
+        for variant, seed in product(pair, seeds)
+        for iou, ap in records[variant][seed]["metrics"][kind]["per_iou"].items()
+    ]
+    curves = pd.DataFrame(lines)
+    paper = pd.read_csv(EXPERIMENTS / "paper" / "figure1_ap_curves.csv")
+    paper = paper.rename(columns={"mask_rcnn": base, "bmask_rcnn": ours})
+    names = {base: "Mask R-CNN", ours: "BMask R-CNN"}
+    gain = {
+        metric: np.mean([_ap(records[ours][s], metric) - _ap(records[base][s], metric) for s in seeds])
+        for metric in ("AP50", "AP75")
+    }
+    low, high = tables.interval(records[ours], records[base], "AP75 - AP50")
+    growth = gain["AP75"] - gain["AP50"]
+    verdict = "grows with the threshold" if low > 0 else "falls with the threshold" if high < 0 else None
+    verdict = verdict or "is not shown to grow with the threshold: the interval contains zero"
+    caption = (
+        "AP of masks and Boundary AP at IoU thresholds from 0.50 to 0.95, and what BMask R-CNN gains over Mask "
+        f"R-CNN. The gain of the masks is {gain['AP50']:+.1f} AP points at 0.50 and {gain['AP75']:+.1f} at 0.75, "
+        f"a difference of {growth:+.1f}{_interval(low, high)}, so here it {verdict}; in the paper it grows from "
+        "+1.0 to +2.3. Bands go from the lowest to the highest seed. Hollow: the paper's curves (ResNet-101, 800 "
+        "pixels, COCO; up to 0.85)."
+    )
+    return {"figure1": (draw.ap_curves(curves, names, paper), caption)}
+
+
+def _ap(record: Dict, metric: str) -> float:
+    kind, key = tables.METRICS[metric]
+    return record["metrics"][kind][key]
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" (95% interval {low:+.1f} to {high:+.1f})"
+
+
+def _examples(profile: str, seeds: List[int]) -> Drawn:
+    """Figs. 2, 3 and 8."""
+    images = predictions.load_images(profile)
+    found = {v: predictions.load(runs.Run(v, profile, seeds[0])) for v in ("mask_rcnn", "bmask_rcnn")}
+    pasted = {v: [_pasted(p, images, k) for k in range(len(images.pictures))] for v, p in found.items()}
+    ious = {v: _best_ious(images, found[v], pasted[v]) for v in found}
+    number = len(images.pictures)
+    gain = np.array(
+        [(ious["bmask_rcnn"] - ious["mask_rcnn"])[images.image_of == k].mean() for k in range(number)]
+    )
+    order = np.argsort(gain, kind="stable")
+    rows = {}
+    for words, k in (
+        ("largest gain", order[-1]),
+        ("median", order[number // 2]),
+        ("largest loss" if gain[order[0]] < 0 else "smallest gain", order[0]),
+    ):
+        inside = np.flatnonzero(images.image_of == k)
+        n = inside[np.abs(ious["bmask_rcnn"] - ious["mask_rcnn"])[inside].argmax()]
+        picture = images.pictures[k]
+        ours = found["bmask_rcnn"]
+        outlines = [(images.masks[m], TRUTH) for m in inside]
+        row = {"ground truth": Panel(picture, outlines, box=images.boxes[n])}
+        for variant in found:
+            outlines = [(mask, COLOURS[variant]) for mask in pasted[variant][k]]
+            row[NAMES[variant]] = Panel(picture, outlines)
+        row["boundaries"] = Panel(_pasted(ours, images, k, boundaries=True))
+        row["RoI: truth"] = Panel(images.roi_masks[n].astype(float))
+        row["Mask R-CNN "] = Panel(found["mask_rcnn"].masks[n].astype(float))
+        row["BMask R-CNN "] = Panel(ours.masks[n].astype(float))
+        row["its boundary"] = Panel(ours.boundaries[n].astype(float))
+        rows[f"{words} ({100 * gain[k]:+.0f})"] = row
+    caption = (
+        f"Ground truth, detections with a score of {predictions.MIN_SCORE} or more, and the boundaries that BMask "
+        f"R-CNN predicts for them. Of the first {number} test images those are shown in which the mean IoU of the "
+        "objects, each with the best mask of its class, changes most for the better, as the median, and most for "
+        "the worse (in brackets: by how many points). Right: for the object in the dotted box, the one that "
+        "changes most, the truth and the raw 28x28 predictions in its true box. The mean change over the "
+        f"{number} images is {100 * gain.mean():+.1f} points; in {(gain > 0).sum()} it is a gain, in "
+        f"{(gain < 0).sum()} a loss."
+    )
+    return {"figure2": (draw.pictures(rows, side=1.0), caption)}
+
+
+def _pasted(found: Predictions, images: Images, k: int, boundaries: bool = False) -> np.ndarray:
+    """The detections in picture k: masks (D, H, W), bool, or the strongest boundary (H, W), in [0, 1]."""
+    height, width = images.pictures[k].shape[:2]
+    here = found.found_in == k
+    if not here.any():
+        return np.zeros((height, width)) if boundaries else np.zeros((0, height, width), bool)
+    maps = torch.from_numpy((found.found_boundaries if boundaries else found.found_masks)[here]).float()
+    boxes = Boxes(torch.from_numpy(found.found_boxes[here]))
+    if boundaries:
+        return paste_masks_in_image(maps, boxes, (height, width), threshold=-1).amax(0).numpy() / 255
+    return paste_masks_in_image(maps, boxes, (height, width)).numpy()
+
+
+def _best_ious(images: Images, found: Predictions, pasted: List[np.ndarray]) -> np.ndarray:
+    """(N,): for each object the IoU of the best mask of its class."""
+    best = np.zeros(len(images.masks))
+    for n, (k, mask) in enumerate(zip(images.image_of, images.masks)):
+        candidates = pasted[k][found.found_classes[found.found_in == k] == images.classes[n]]
+        best[n] = max((_iou(candidate, mask) for candidate in candidates), default=0)
+    return best
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / max((one | other).sum(), 1)
+
+
+def _roi_features(profile: str, seeds: List[int]) -> Drawn:
+    """Fig. 5."""
+    images = predictions.load_images(profile)
+    strategies = {v: runs.Run(v, profile, seeds[0]).cfg for v in variants("5", profile)}
+    levels = {
+        v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()
+    }
+    spread = [len(set(levels["bmask_rcnn_p2p5_14"][k])) for k in range(len(images.pictures))]
+    k = int(np.argmax(spread))
+    inside = np.flatnonzero(images.image_of == k)
+    boxes = images.boxes[inside]
+    largest = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+    rows = {"RoIs": {}, "one RoI": {}}
+    for variant, cfg in strategies.items():
+        side, names = cfg.MODEL.BOUNDARY_MASK_HEAD.POOLER_RESOLUTION, cfg.MODEL.BOUNDARY_MASK_HEAD.IN_FEATURES
+        heading = f"{'P2' if len(names) == 1 else 'P2 ~ P5'}, {side}x{side}"
+        outlines = [
+            (_filled(box, images.pictures[k].shape), LEVELS[level])
+            for box, level in zip(boxes, levels[variant][k])
+        ]
+        rows["RoIs"][heading] = Panel(images.pictures[k], outlines)
+        stride = 2 ** int(levels[variant][k][largest][1:]) / _scale(cfg, images.pictures[k])
+        rows["one RoI"][heading] = _sampled(images.pictures[k], boxes[largest], stride, side)
+    share = pd.Series(np.concatenate(levels["bmask_rcnn_p2p5_14"])).value_counts(normalize=True).sort_index()
+    words = ", ".join(f"{100 * value:.0f}% from {level.upper()}" for level, value in share.items())
+    caption = (
+        "The RoI features of the boundary in Table 5, drawn from the configuration of the runs. Above: the "
+        f"objects of the test image with the most levels among the first {len(images.pictures)}, outlined in the "
+        "colour of the level that the boundary features are pooled from. Below: the largest of these RoIs, at "
+        "the resolution of its level, and the points where RoIAlign puts the middles of its bins. Pooled by "
+        f"scale, the objects of these images come {words} (detectron2 pools a box of {CANONICAL_SIZE} pixels of "
+        "the network's input from P4, of half the size from P3, and so on)."
+    )
+    if len(share) == 1:
+        caption += " So P2 and P2 ~ P5 are the same here, and Table 5 cannot tell them apart."
+    legend = {LEVELS[level]: level.upper() for level in share.index}
+    return {"figure5": (draw.pictures(rows, side=1.5, legend=legend), caption)}
+
+
+def _scale(cfg, picture: np.ndarray) -> float:
+    """How much the network's input is larger than the picture, by the configuration."""
+    height, width = picture.shape[:2]
+    return min(cfg.INPUT.MIN_SIZE_TEST / min(height, width), cfg.INPUT.MAX_SIZE_TEST / max(height, width))
+
+
+def _levels(cfg, images: Images, k: int) -> List[str]:
+    """The feature map that the boundary features of each object of picture k are pooled from."""
+    names = cfg.MODEL.BOUNDARY_MASK_HEAD.IN_FEATURES
+    if len(names) == 1:
+        return [names[0]] * int((images.image_of == k).sum())
+    boxes = torch.from_numpy(images.boxes[images.image_of == k]) * _scale(cfg, images.pictures[k])
+    numbers = [int(name[1:]) for name in names]
+    chosen = assign_boxes_to_levels(
+        [Boxes(boxes)], min(numbers), max(numbers), CANONICAL_SIZE, CANONICAL_LEVEL
+    )
+    return [names[i] for i in chosen.tolist()]
+
+
+def _filled(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    mask = np.zeros(shape[:2], bool)
+    x0, y0, x1, y1 = np.round(box).astype(int)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def _sampled(picture: np.ndarray, box: np.ndarray, stride: float, side: int) -> Panel:
+    """A RoI as its feature map resolves it: cells of ``stride`` pixels, and the middles of the bins."""
+    x0, y0, x1, y1 = box
+    scale = 112 / max(x1 - x0, y1 - y0)
+    width, height = (max(int(round((b - a) * scale)), 1) for a, b in ((x0, x1), (y0, y1)))
+    x, y = (a + (np.arange(n) + 0.5) / scale for a, n in ((x0, width), (y0, height)))
+    x, y = (((values // stride) + 0.5) * stride for values in (x, y))
+    rows, columns = (
+        np.clip(v.astype(int), 0, n - 1) for v, n in ((y, picture.shape[0]), (x, picture.shape[1]))
+    )
+    middles = (np.arange(side) + 0.5) / side
+    points = np.stack(np.meshgrid(middles * width - 0.5, middles * height - 0.5), axis=-1).reshape(-1, 2)
+    return Panel(picture[rows][:, columns], points=points)
+
+
+def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
+    """Fig. 6."""
+    images, kept = predictions.load_images(profile), loss_predictions(profile, seeds)
+    kinds, first = list(kept), {v: by_seed[seeds[0]] for v, by_seed in kept.items()}
+    shown = _quantiles(_areas(images), (0.2, 0.4, 0.6, 0.8))
+    rows = {words: loss_panels(images, first, n) for words, n in shown}
+    caption = (
+        "The boundaries that the losses of Table 7 teach: raw 28x28 probabilities in the true boxes of the same "
+        f"objects, seed {seeds[0]}. Of the objects of the first {len(images.pictures)} test images those are "
+        "shown whose box has a size at the 20th, 40th, 60th and 80th percentile."
+    )
+    drawn = {"figure6": (draw.pictures(rows, side=1.0), caption)}
+
+    frame = pd.DataFrame(
+        {"variant": v, "measure": measure, **_bootstrapped([p.quality for p in kept[v].values()], measure)}
+        for measure, v in product(("thickness", "precision", "recall"), kinds)
+    )
+    calibrations = {v: sum(p.calibration for p in kept[v].values()) for v in kinds}
+    names = {v: LOSSES[v] for v in kinds}
+    thickness = frame[frame["measure"] == "thickness"].set_index("variant")["mean"]
+    means = ", ".join(f"{LOSSES[v]} {thickness[v]:.2f}".replace("nan", "–") for v in kinds)
+    error = ", ".join(f"{LOSSES[v]} {_calibration_error(calibrations[v]):.3f}" for v in kinds)
+    count = len(first[kinds[0]].quality["image"])
+    caption = (
+        f"How good these boundaries are, over all {count} objects of the test images, in their true boxes: the "
+        "thickness of what has a probability above 0.5, in pixels of the 28x28 map (dotted: 1, as the truth; "
+        f"{means}), and the shares of its pixels within one pixel of the truth (precision) and of the truth's "
+        "within one pixel of it (recall). Lines are 95% bootstrap intervals over images. Right: what share of "
+        "the pixels with a predicted probability is boundary; the mean distance to the diagonal, by pixels, is: "
+        f"{error}."
+    )
+    drawn["figure6_numbers"] = (draw.boundary_numbers(frame, calibrations, names), caption)
+    ((_, n),) = _quantiles(_areas(images), (0.5,))
+    caption = (
+        "Dice and BCE of a made-up prediction: the true boundary of the object with the median box, shifted, and "
+        "dilated. Its pixels have a probability of 0.9, the others of 0.1. The losses have different units: "
+        "compare the shapes."
+    )
+    drawn["figure6_surface"] = (draw.loss_surface(images.roi_boundaries[n]), caption)
+    return drawn
+
+
+def loss_predictions(profile: str, seeds: List[int]) -> Dict[str, Dict[int, Predictions]]:
+    """What the models of Fig. 6 predict, by variant and seed."""
+    return {v: {s: predictions.load(runs.Run(v, profile, s)) for s in seeds} for v in variants("6", profile)}
+
+
+def loss_panels(images: Images, found: Dict[str, Predictions], n: int) -> Dict[str, Panel]:
+    """Object n, its boundary, and what each of the models of Fig. 6 predicts."""
+    return {
+        "image": Panel(_crop(images, n)),
+        "truth": Panel(images.roi_boundaries[n].astype(float)),
+        **{LOSSES[v]: Panel(p.boundaries[n].astype(float)) for v, p in found.items()},
+    }
+
+
+def _areas(images: Images) -> np.ndarray:
+    return np.prod(images.boxes[:, 2:] - images.boxes[:, :2], axis=1)
+
+
+def _quantiles(values: np.ndarray, shares: Sequence[float]) -> List[Tuple[str, int]]:
+    """The objects at these quantiles of a value, and what they are called."""
+    order = np.argsort(values, kind="stable")
+    return [(f"{100 * share:.0f}%", int(order[int(share * (len(order) - 1))])) for share in shares]
+
+
+def _crop(images: Images, n: int) -> np.ndarray:
+    """The picture within the box of object n, resampled to the sides of the RoI maps, four times as fine."""
+    x0, y0, x1, y1 = images.boxes[n]
+    side = 4 * predictions.SIDE
+    middles = (np.arange(side) + 0.5) / side
+    picture = images.pictures[images.image_of[n]]
+    rows = np.clip((y0 + middles * (y1 - y0)).astype(int), 0, picture.shape[0] - 1)
+    columns = np.clip((x0 + middles * (x1 - x0)).astype(int), 0, picture.shape[1] - 1)
+    return picture[rows][:, columns]
+
+
+def _bootstrapped(qualities: List[Dict[str, np.ndarray]], measure: str) -> Dict[str, float]:
+    """The mean of a measure over objects and seeds, and its 95% bootstrap interval over images and seeds."""
+    values = np.stack([quality[measure] for quality in qualities])  # seed x object
+    image = qualities[0]["image"].astype(int)
+    number = image.max() + 1
+    sums = np.stack([np.bincount(image, np.nan_to_num(row), number) for row in values])
+    counts = np.stack([np.bincount(image, ~np.isnan(row), number) for row in values])
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.ix_(rng.integers(len(values), size=len(values)), rng.integers(number, size=number))
+        for _ in range(RESAMPLES)
+    ]
+    with np.errstate(
+        invalid="ignore"
+    ):  # a model without any boundary pixel has neither thickness nor precision
+        means = [sums[d].sum() / counts[d].sum() for d in drawn]
+        low, high = np.nanpercentile(means, [2.5, 97.5]) if counts.any() else (np.nan, np.nan)
+        return {"mean": sums.sum() / counts.sum(), "low": low, "high": high}
+
+
+def _calibration_error(calibration: np.ndarray) -> float:
+    """The expected calibration error: the distance of share and probability, averaged over the pixels."""
+    pixels, probability, boundary = calibration.T
+    return float(np.abs(probability - boundary).sum() / pixels.sum())
+
+
+def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
+    """Fig. 7a, and what Section 4.4 says of it."""
+    records = _records(variants("7a", profile), profile, seeds)
+    lines = []
+    for variant in records:
+        ours, base = records[variant], records[variant.replace("bmask_rcnn", "mask_rcnn")]
+        if ours is base:
+            continue
+        coarse = "annotation_iou" in ours[seeds[0]]
+        for metric in ("AP", "AP75"):
+            line = {"metric": metric, "annotation_iou": ours[seeds[0]].get("annotation_iou", 1.0)}
+            for truth, name in (("exact", metric), ("coarse", f"{metric}_coarse" if coarse else metric)):
+                line[truth] = np.mean([_ap(ours[s], name) - _ap(base[s], name) for s in seeds])
+                line[f"{truth} low"], line[f"{truth} high"] = tables.interval(ours, base, name)
+            lines.append(line)
+    frame = pd.DataFrame(lines).sort_values("annotation_iou", ascending=False)
+    levels = frame[frame["metric"] == "AP"]
+    gains = "; ".join(
+        f"{line.annotation_iou:.2f}: {line.exact:+.1f} and {line.coarse:+.1f}" for line in levels.itertuples()
+    )
+    caption = (
+        "AP that BMask R-CNN gains over Mask R-CNN when both are trained on polygons that are off by 0, 2, 4, 8 "
+        "and 16% of the size of the object (the square root of its area), over the mean IoU of these polygons "
+        "with the exact masks; measured with the exact masks and with polygons as coarse as those trained on. "
+        f"Lines are 95% intervals (images{' and seeds' if len(seeds) > 1 else ''}). IoU of the annotation, and "
+        f"gains in AP with exact and with coarse truth: {gains}."
+    )
+    drawn = {"figure7a": (draw.coarseness(frame), caption)}
+
+    images = predictions.load_images(profile)
+    found = predictions.load(*predicted_runs("7a", profile, seeds))
+    ious = np.array([_iou(a, m) for a, m in zip(found.annotated, images.roi_masks)])
+    rows = {}
+    for words, n in _quantiles(ious, (0.1, 0.5, 0.9)):
+        rows[f"{words}: IoU {ious[n]:.2f}"] = {
+            "image": Panel(_crop(images, n)),
+            "annotation": Panel(found.annotated[n].astype(float)),
+            "truth": Panel(images.roi_masks[n].astype(float)),
+            "mask": Panel(found.masks[n].astype(float)),
+            "boundary": Panel(found.boundaries[n].astype(float)),
+            "true boundary": Panel(images.roi_boundaries[n].astype(float)),
+        }
+    predicted = [(mask > 0.5) for mask in found.masks]
+    with_exact, with_coarse = (
+        np.mean([_iou(p, m) for p, m in zip(predicted, truth)])
+        for truth in (images.roi_masks, found.annotated)
+    )
+    caption = (
+        "What BMask R-CNN predicts after training on polygons that are off by 8%: objects whose annotation has "
+        "an IoU with the exact mask at the 10th, 50th and 90th percentile of those in the first "
+        f"{len(images.pictures)} test images, in their true boxes. Over all of these the annotations have a mean "
+        f"IoU of {ious.mean():.3f} with the exact masks, the predicted masks of {with_exact:.3f}, and the "
+        f"predictions and the annotations of {with_coarse:.3f}."
+    )
+    drawn["figure7a_examples"] = (draw.pictures(rows, side=1.0), caption)
+    return drawn
+
+
+def _sobel(profile: str, seeds: List[int]) -> Drawn:
+    """Fig. 7b."""
+    images = predictions.load_images(profile)
+    found = predictions.load(*predicted_runs("7b", profile, seeds))
+    ious = np.array([_iou(mask > 0.5, truth) for mask, truth in zip(found.masks, images.roi_masks)])
+    rows = {}
+    for words, n in _quantiles(ious, (0.1, 0.5, 0.9)):
+        mask = torch.from_numpy(found.masks[n]).float()
+        x, y = sobel(mask[None])[0].numpy()
+        rows[f"{words}: IoU {ious[n]:.2f}"] = {
+            "image": Panel(_crop(images, n)),
+            "mask": Panel(mask.numpy()),
+            "Sobel, x": Panel(x, signed=True),
+            "Sobel, y": Panel(y, signed=True),
+            "boundary": Panel(found.boundaries[n].astype(float)),
+            "true boundary": Panel(images.roi_boundaries[n].astype(float)),
+        }
+    caption = (
+        "The Sobel mask head: the predicted mask, the Sobel operator in x and y of it (orange: falling, violet: "
+        "rising), and the boundary that two convolutions make of these, beside the true one. Of the objects of "
+        f"the first {len(images.pictures)} test images those whose mask has an IoU at the 10th, 50th and 90th "
+        "percentile."
+    )
+    return {"figure7b": (draw.pictures(rows, side=1.0), caption)}
+
+
+def _curves(profile: str, seeds: List[int]) -> Drawn:
+    return {
+        "curves": training_curves(
+            [runs.Run(v, profile, s) for v, s in product(variants("curves", profile), seeds)]
         )
-        panel.set_title(metric)
-        panel.set_xlabel("difference (AP points)", fontsize=8)
-        panel.margins(x=0.15)
-    panels[0].set_yticks(places, _labels(rows))
-    panels[0].set_ylim(len(frame) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
-    seeds = int(frame["seeds"].min())
-    figure.suptitle(f"{title} ({seeds} {'seed' if seeds == 1 else 'seeds'})", x=0.01, ha="left")
-    return figure
+    }
 
 
-def _labels(rows: Sequence) -> List[str]:
-    """What tells the rows apart, in a few words each."""
-    columns = {name: [str(row.words[name]) for row in rows] for name in rows[0].words}
-    if "method" in columns:
-        columns = {n: columns[n] for n in ("method", "backbone", "input_size") if n in columns}
-    columns = {name: words for name, words in columns.items() if len(set(words)) > 1}
-    labels = [[] for _ in rows]
-    for name, words in columns.items():
-        for label, word in zip(labels, words):
-            if word == "✓":
-                label.append(name.replace("_", " "))
-            elif word != "–":
-                label.append(f"{name} {word}" if "✓" in words else word)
-    return [", ".join(label) or "none" for label in labels]
+def training_curves(shown: List[runs.Run]) -> Tuple[Figure, str]:
+    """Losses, and AP, during the training of any runs of one profile, with the caption."""
+    names, seeds = list(dict.fromkeys(r.variant for r in shown)), sorted({r.seed for r in shown})
+    records = _records(names, shown[0].profile, seeds)
+    losses, precisions = [], []
+    for variant, seed in product(names, seeds):
+        record = records[variant][seed]
+        for looked in record["losses"]:
+            where = {"variant": variant, "seed": seed, "iteration": looked["iteration"]}
+            for term, value in looked.items():
+                if term != "iteration":
+                    panel = term.removeprefix("loss_").replace("_", " ") + " loss"
+                    losses.append({**where, "panel": panel, "value": value})
+        last = {"iteration": record["losses"][-1]["iteration"], **record["metrics"]}
+        for looked in [*record.get("validation", []), last]:
+            where = {"variant": variant, "seed": seed, "iteration": looked["iteration"]}
+            for kind, panel in (("segm", "mask AP"), ("bbox", "box AP")):
+                precisions.append({**where, "panel": panel, "value": looked[kind]["AP"]})
+    caption = (
+        f"Losses, each the mean over {records[names[0]][seeds[0]]['losses'][0]['iteration']} iterations, and AP "
+        "on the test images. Bands go from the lowest to the highest seed."
+    )
+    return draw.training_curves(pd.DataFrame(losses + precisions), draw.colours(names)), caption
 
 
-def examples(rows: List[Dict[str, Tuple[np.ndarray, np.ndarray]]]) -> Figure:
-    """Images side by side with what was found in them.
-
-    Args:
-        rows: for each image and each column, by title, the background, (H, W, 3) uint8 or (H, W) in [0, 1], and
-            the masks to outline on it, (N, H, W) bool.
-    """
-    figure = Figure(figsize=(1.9 * len(rows[0]), 1.9 * len(rows) + 0.3), layout="constrained")
-    panels = figure.subplots(len(rows), len(rows[0]), squeeze=False)
-    for k, row in enumerate(rows):
-        for panel, (title, (background, masks)) in zip(panels[k], row.items()):
-            height, width = background.shape[:2]
-            panel.imshow(background, cmap="gray_r", vmin=0, vmax=1)
-            for mask, colour in zip(masks, sns.color_palette("bright", max(len(masks), 1))):
-                # Padded, so that the outline is closed where the image cuts the object.
-                x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
-                panel.contour(x, y, np.pad(mask, 1).astype(float), [0.5], colors=[colour], linewidths=1.2)
-            panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-            panel.set_title(title if k == 0 else "", fontsize=10)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+DRAW = {
+    "1": _ap_curves,
+    "2": _examples,
+    "5": _roi_features,
+    "6": _boundary_losses,
+    "7a": _coarse_annotations,
+    "7b": _sobel,
+    "curves": _curves,
+}

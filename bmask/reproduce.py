@@ -11,36 +11,62 @@ from typing import Dict, List
 import pandas as pd
 from tqdm import tqdm
 
-from . import cost, datasets, evaluate, runs, submission, tables
+from . import cost, datasets, evaluate, figures, predictions, report, runs, submission, tables
 from .datasets import cityscapes
 from .datasets.check import check_files
 from .errors import InputError
 from .files import write_bytes
 
 
-def reproduce(numbers: List[str], profile: str, seeds: List[int], options: runs.Options) -> bool:
-    """Carry out what the tables need, each run once, and write and print them.
+def everything(profile: str) -> List[str]:
+    """All tables, and the figures that the profile's data can give, as :func:`reproduce` takes them."""
+    shapes = runs.Run("mask_rcnn", profile, 0).cfg.STUDY.DATASET == "shapes"
+    return [
+        *tables.specs(),
+        *(figures.PREFIX + n for n, info in figures.specs().items() if shapes or "shapes" not in info),
+    ]
 
-    Notebooks are executed where papermill is installed and the table, or the notebook, has changed.
+
+def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Options) -> bool:
+    """Carry out what tables and figures need, each run once, and write and print them.
+
+    Notebooks are executed where papermill is installed and what they show, or they themselves, have changed.
+
+    Args:
+        items: tables by their number or name, figures alike with ``figure-`` before it.
 
     Returns:
-        Whether all runs have metrics. If one has failed, its table says so, and no notebook is executed.
+        Whether all runs have metrics. If one has failed, its tables say so, and no figure is drawn and no notebook
+        executed.
     """
     if "-batch" in profile:
         print(tables.setting(profile), file=sys.stderr)
-    wanted = list(dict.fromkeys(r for number in numbers for r in tables.table_runs(number, profile, seeds)))
-    if len(numbers) > 1:
+    drawn = [item.removeprefix(figures.PREFIX) for item in items if item.startswith(figures.PREFIX)]
+    numbers = [item for item in items if not item.startswith(figures.PREFIX)]
+    wanted = [run for number in numbers for run in tables.table_runs(number, profile, seeds)]
+    wanted += [run for number in drawn for run in figures.figure_runs(number, profile, seeds)]
+    wanted = list(dict.fromkeys(wanted))
+    if len(items) > 1:
         print(plan(wanted, options), flush=True)
     whole = runs.ensure(wanted, options)
+    written = {}  # what each notebook shows
     for number in numbers:
         if tables.spec(number).get("cost"):
             cost.ensure(profile, options)
-        tables.write(number, profile, seeds)
+        written[tables.notebook(number)] = [tables.write(number, profile, seeds)]
     if whole:
-        for number in numbers:
-            _execute(number, profile, seeds, options)
-    page = tables.write_page(profile)
-    print(page if len(numbers) > 1 else tables.base_path(numbers[0], profile).with_suffix(".md").read_text())
+        for number in drawn:
+            predictions.ensure(figures.predicted_runs(number, profile, seeds), options)
+            paths = figures.write(number, profile, seeds)
+            written[figures.spec(number)["notebook"]] = [path.with_suffix(".md") for path in paths]
+        for notebook, shown in written.items():
+            _execute(notebook, shown, profile, seeds, options)
+    page = report.write_page(profile)
+    if len(items) > 1:
+        print(page)
+    else:
+        for path in next(iter(written.values()), []):
+            print(path.read_text())
     return whole
 
 
@@ -70,12 +96,10 @@ def plan(wanted: List[runs.Run], options: runs.Options) -> str:
     return f"{text}: about {minutes:.0f} minutes of training, at the speed of the {len(mean)} variants timed so far"
 
 
-def _execute(number: str, profile: str, seeds: List[int], options: runs.Options) -> None:
-    name = tables.notebook(number)
+def _execute(name: str, shown: List[Path], profile: str, seeds: List[int], options: runs.Options) -> None:
     source = runs.REPOSITORY / "notebooks" / name
-    table = tables.base_path(number, profile).with_suffix(".md")
-    executed = table.with_name(name)
-    if executed.exists() and executed.stat().st_mtime > max(p.stat().st_mtime for p in (source, table)):
+    executed = runs.OUTPUT / "results" / profile / name
+    if executed.exists() and executed.stat().st_mtime > max(p.stat().st_mtime for p in (source, *shown)):
         return
     try:
         import nbformat

@@ -1,5 +1,6 @@
 """From records to a table, beside the paper's. A pure function of the records."""
 
+import json
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from . import cost, runs
+from . import cost, draw, runs
 from .config import EXPERIMENTS, nearest
 from .files import write_bytes
 
@@ -25,6 +26,9 @@ METRICS = {
     "AP_val": ("segm", "AP"),
     "AP75_val": ("segm", "AP75"),
     "AP_cityscapes": ("cityscapes", "AP"),
+    # measured with coarse annotations as truth (Section 4.4)
+    "AP_coarse": ("segm_coarse", "AP"),
+    "AP75_coarse": ("segm_coarse", "AP75"),
 }
 PUBLISHED = "published"
 
@@ -122,7 +126,7 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
     lines = []
     for k, row in enumerate(entries):
         made = records.get(row.variant, {})
-        good, base = _good(made), _good(records[row.baseline])
+        good, base = without_failed(made), without_failed(records[row.baseline])
         line = {**row.words, "variant": row.variant, "seeds": len(good)}
         for metric in metrics:
             ours, difference = _values(good, metric), _values(good, metric) - _values(base, metric)
@@ -145,7 +149,8 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
     return frame
 
 
-def _good(records: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
+def without_failed(records: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
+    """The records with metrics, by seed."""
     return {seed: record for seed, record in records.items() if record and "failed" not in record}
 
 
@@ -165,16 +170,15 @@ def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple
 
     Args:
         ours, base: the records of the two rows, by seed.
-        metric: a column of the paper.
+        metric: a column of the paper, or the difference of two, such as "AP75 - AP50".
 
     Returns:
         Its ends in AP points; two NaN where the rows are one, or records without resamples or other images.
     """
-    kind, key = METRICS[metric]
     nothing = (float("nan"), float("nan"))
     shared = sorted(ours.keys() & base.keys())
     pairs = [
-        [record["metrics"].get(kind, {}).get("bootstrap", {}).get(key) for record in (ours[s], base[s])]
+        [_resamples(record, metric) for record in (ours[s], base[s])]
         for s in shared
         if ours[s].get("data_fingerprint") == base[s].get("data_fingerprint")
     ]
@@ -189,6 +193,15 @@ def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple
     means = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
     low, high = np.nanpercentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _resamples(record: Dict, metric: str) -> Optional[np.ndarray]:
+    if " - " in metric:
+        parts = [_resamples(record, part) for part in metric.split(" - ")]
+        return None if parts[0] is None or parts[1] is None else parts[0] - parts[1]
+    kind, key = METRICS[metric]
+    values = record["metrics"].get(kind, {}).get("bootstrap", {}).get(key)
+    return None if values is None else np.array(values, dtype=float)
 
 
 def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
@@ -236,6 +249,20 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def made(profile: str) -> Dict[str, List[int]]:
+    """The tables and figures (``figure-6``) that have been written, in their order, and their seeds."""
+    path = runs.OUTPUT / "results" / profile / "made.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def note_made(item: str, profile: str, seeds: List[int]) -> None:
+    """Add a table or figure to what has been :func:`made`."""
+    items = {**made(profile), item: seeds}
+    in_order = {name: items[name] for name in sorted(items, key=lambda name: ("figure" in name, name))}
+    path = runs.OUTPUT / "results" / profile / "made.json"
+    write_bytes(path, runs.as_json(in_order))
+
+
 def setting(profile: str, network: str = "") -> str:
     """One line: with which network, data and schedule the rows of a profile are trained."""
     cfg = runs.Run("mask_rcnn", profile, 0).cfg
@@ -259,8 +286,6 @@ def _network(variant: str, profile: str) -> str:
 
 def write(number: str, profile: str, seeds: List[int]) -> Path:
     """Write the table's ``.csv``, ``.md`` and ``.png`` under ``results/<profile>/``, and return the second's path."""
-    from . import figures
-
     frame = table(number, profile, seeds)
     base = base_path(number, profile)
     text = to_markdown(number, profile, frame)
@@ -268,26 +293,10 @@ def write(number: str, profile: str, seeds: List[int]) -> Path:
         text += "\n" + cost.to_markdown(profile, [row.words for row in rows(number)])
     write_bytes(base.with_suffix(".csv"), frame.round(4).to_csv(index=False).encode())
     write_bytes(base.with_suffix(".md"), text.encode())
-    figure = figures.gains(frame, rows(number), title(number), compared(spec(number)["metrics"]))
-    figures.save(figure, base.with_suffix(".png"))
+    figure = draw.gains(frame, rows(number), title(number), compared(spec(number)["metrics"]))
+    draw.save(figure, base.with_suffix(".png"))
+    note_made(str(number), profile, seeds)
     return base.with_suffix(".md")
-
-
-def write_page(profile: str) -> Path:
-    """Write ``results/<profile>/README.md``: every table that has been made, with its figure and its notebook."""
-    folder = runs.OUTPUT / "results" / profile
-    parts = [f"# Results of profile `{profile}`"]
-    for number in specs():
-        base = base_path(number, profile)
-        if base.with_suffix(".md").exists():
-            links = [f"[{s}]({base.name}.{s})" for s in ("csv", "png")]
-            if (folder / notebook(number)).exists():
-                links.append(f"[notebook]({notebook(number)})")
-            heading, rest = base.with_suffix(".md").read_text().split("\n", 1)
-            parts += [f"## {heading.split(': profile')[0]}", rest.strip(), " · ".join(links)]
-    path = folder / "README.md"
-    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
-    return path
 
 
 def compared(metrics: List[str]) -> List[str]:

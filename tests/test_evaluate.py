@@ -5,11 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from bmask.evaluate import average_precision
+from bmask.boundary import boundary_targets
+from bmask.evaluate import average_precision, boundary_quality, calibration
 
 
 def encode(mask):
@@ -162,3 +164,43 @@ def test_mask_scores_rank_masks_and_not_boxes(scene):
     assert ours["bbox"] == plain["bbox"]
     assert ours["segm"] == other["segm"] != plain["segm"]
     assert ours["boundary"] == other["boundary"]
+
+
+def ring(inner, outer, shift=0, side=28):
+    """A square boundary: pixels at a distance of ``inner`` to ``outer`` from the middle."""
+    x, y = torch.arange(side) - 13.5 - shift, torch.arange(side) - 13.5
+    distance = torch.maximum(x.abs()[None, :], y.abs()[:, None])
+    return ((distance > inner) & (distance < outer)).float()
+
+
+def test_the_quality_of_boundaries_in_hand_worked_cases():
+    truth = ring(8, 9)  # 18 x 18 pixels, one thick
+    predicted = torch.stack([truth, ring(7, 10), ring(8, 9, shift=1), ring(8, 9, shift=2), 0.5 * truth])
+    quality = boundary_quality(predicted, truth.expand(5, -1, -1))
+    # A ring of one pixel has 68 pixels and 72 + 64 sides; one of three has 204, and 80 + 56.
+    assert quality["thickness"][:2].tolist() == pytest.approx([68 / 68, 204 / 68])
+    # What is at most one pixel away meets. Shifted by two, 17 of 18 pixels above and below do, and 2 of the
+    # near column, next to the rows.
+    assert quality["precision"][:3].tolist() == [1, 1, 1] and quality["recall"][:3].tolist() == [1, 1, 1]
+    assert quality["precision"][3] == pytest.approx(36 / 68) == quality["recall"][3]
+    assert quality["thickness"][4].isnan() and quality["precision"][4].isnan() and quality["recall"][4] == 0
+    exact = boundary_quality(predicted, truth.expand(5, -1, -1), tolerance=0)
+    assert exact["recall"][:2].tolist() == [1, 1] and exact["precision"][1] == pytest.approx(68 / 204)
+
+
+def test_boundary_targets_have_a_thickness_of_about_one_in_any_direction():
+    y, x = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")
+    shapes = torch.stack([x.abs() + y.abs() < 12, (x**2 + y**2) < 144, (x.abs() < 9) & (y.abs() < 5)])
+    targets = boundary_targets(shapes)
+    assert boundary_quality(targets, targets)["thickness"].tolist() == pytest.approx([1, 1, 1], abs=0.1)
+
+
+def test_calibration_counts_pixels_by_their_probability():
+    probabilities = torch.tensor([[[0.0, 0.05, 0.95], [1.0, 0.55, 0.52]]])
+    targets = torch.tensor([[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]])
+    found = calibration(probabilities, targets)
+    assert found.shape == (10, 3) and found[:, 0].sum() == 6
+    assert found[0].tolist() == pytest.approx([2, 0.05, 1]) and found[9].tolist() == pytest.approx(
+        [2, 1.95, 2]
+    )
+    assert found[5].tolist() == pytest.approx([2, 1.07, 1])

@@ -1,13 +1,11 @@
 import json
 import subprocess
-import sys
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
-from bmask import config, cost, figures, files, reproduce, runs, tables
+from bmask import config, cost, draw, figures, files, reproduce, runs, tables
 from bmask.__main__ import main
 from bmask.errors import InputError
 
@@ -81,12 +79,12 @@ def test_rows_that_have_seen_different_data_are_called_out(output):
 
 def test_the_figure_draws_our_differences_and_the_papers(records):
     frame = tables.table("3", "smoke", [0, 1])
-    figure = figures.gains(frame, tables.rows("3"), "Table 3", tables.spec("3")["metrics"])
+    figure = draw.gains(frame, tables.rows("3"), "Table 3", tables.spec("3")["metrics"])
     assert [panel.get_title() for panel in figure.axes] == ["AP", "AP50", "AP75", "APb"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels[0] == "none" and labels[4] == "boundary, fusions, bce dice, roi strategy"
-    assert "m2b twice, b2m twice" in figures._labels(tables.rows("6"))
-    assert figures._labels(tables.rows("sobel"))[:2] == ["Mask R-CNN", "Sobel mask head"]
+    assert "m2b twice, b2m twice" in draw._labels(tables.rows("6"))
+    assert draw._labels(tables.rows("sobel"))[:2] == ["Mask R-CNN", "Sobel mask head"]
     lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
     assert lines["paper"] == [0.0, 0.7, 1.0, 1.2, 1.5]
 
@@ -199,15 +197,17 @@ def test_every_row_of_the_papers_tables_is_there(number):
     assert (config.EXPERIMENTS.parent / "notebooks" / tables.notebook(number)).exists()
 
 
-def test_every_table_has_a_make_target():
+def test_every_table_and_figure_has_a_make_target():
     text = subprocess.run(["make", "help"], cwd=runs.REPOSITORY, capture_output=True, text=True).stdout
-    for number in [*tables.specs(), "all"]:
-        assert f"make reproduce-{'table-' if number.isdigit() else ''}{number} " in text
+    names = [f"table-{number}" if number.isdigit() else number for number in tables.specs()]
+    for name in [*names, *(f"figure-{number}" for number in figures.specs()), "all", "report"]:
+        assert f"make {'' if name == 'report' else 'reproduce-'}{name} " in text
 
 
-def test_every_variant_is_a_row_of_a_table():
-    rows = {row.variant for number in tables.specs() for row in tables.rows(number)}
-    assert rows - {tables.PUBLISHED} == set(config.available("variant"))
+def test_every_variant_is_in_a_table_or_figure():
+    shown = {row.variant for number in tables.specs() for row in tables.rows(number)} - {tables.PUBLISHED}
+    shown |= {variant for number in figures.specs() for variant in figures.variants(number, "cpu")}
+    assert shown == set(config.available("variant"))
 
 
 def test_published_rows_are_marked_and_never_mixed_with_ours(output):
@@ -255,77 +255,6 @@ def test_the_plan_says_how_many_runs_and_how_long_from_the_speed_so_far(output, 
     assert "7 of them to be made: about 1 minutes of training" in reproduce.plan(wanted, options)
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    """Every run at ``smoke``, made in this process, which is quicker than one for each."""
-    folder = tmp_path_factory.mktemp("smoke")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "OUTPUT", folder)
-        for number in tables.specs():
-            for run in tables.table_runs(number, "smoke", [0]):
-                assert runs.work(run, runs.Options(device="cpu")) == 0
-    return folder
-
-
-def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
-    """The notebook, by hand, as the README has it; then the command line finds nothing left to do."""
-    monkeypatch.setenv("BMASK_OUTPUT", str(tmp_path))
-    notebook = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", "notebooks/table3_components.ipynb", str(notebook)]
-    command += ["-p", "profile", "smoke", "-p", "seeds", "0", "-p", "device", "cpu", "--no-progress-bar"]
-    subprocess.run(command, check=True, timeout=300)
-    results = tmp_path / "results" / "smoke"
-    assert {p.name for p in results.glob("table3.*")} == {"table3.csv", "table3.md", "table3.png"}
-    assert len(list((results / "runs").glob("*.json"))) == 5
-    text = (results / "table3.md").read_text()
-    assert "not run" not in text and "failed" not in text and "(34.7)" in text
-    assert_shown(notebook)
-    process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "runs done" not in err
-
-
-def assert_shown(notebook):
-    outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", [])]
-    assert any("text/markdown" in o.get("data", {}) for o in outputs)
-    assert any("image/png" in o.get("data", {}) for o in outputs)
-
-
-def test_everything_at_smoke_with_one_command(everything, bmask):
-    """What `make reproduce-all` does, but for the training: every table, figure and notebook, and one page."""
-    process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    assert out.startswith(f"{len(config.available('variant'))} runs, 0 of them to be made\n")
-    results = everything / "results" / "smoke"
-    page = (results / "README.md").read_text()
-    for number in tables.specs():
-        base = tables.base_path(number, "smoke").name
-        text = (results / f"{base}.md").read_text()
-        assert "not run" not in text and "failed" not in text
-        assert (results / f"{base}.png").stat().st_size > 10_000
-        assert_shown(results / tables.notebook(number))
-        executed = (results / tables.notebook(number)).read_text()
-        assert str(everything) not in executed and str(runs.REPOSITORY) not in executed
-        assert f"## {tables.title(number)}\n" in page and f"({tables.notebook(number)})" in page
-    measured = json.loads((results / "cost.json").read_text())["systems"]
-    assert tuple(measured) == cost.SYSTEMS == tuple(row.variant for row in tables.rows("8"))
-    assert measured["mask_rcnn"]["ratio"] == 1 and all(m["peak_memory_mib"] > 100 for m in measured.values())
-    assert "0.95 (0.95)" in (results / "table8.md").read_text()
-    before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
-    process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
-    assert process.wait(timeout=60) == 0
-    assert {p: p.stat().st_mtime_ns for p in results.rglob("*")} == before
-
-
-def test_refined_masks_take_the_weights_of_bmask_rcnn(everything, monkeypatch):
-    monkeypatch.setattr(runs, "OUTPUT", everything)
-    refined, bmask = runs.Run("bmask_rcnn_refined", "smoke", 0), runs.Run("bmask_rcnn", "smoke", 0)
-    assert refined.trained_as == bmask and not (refined.folder / "checkpoint.pth").exists()
-    assert refined.record()["losses"] == bmask.record()["losses"]
-    assert refined.record()["metrics"]["bbox"] == bmask.record()["metrics"]["bbox"]
-
-
 def test_the_cost_is_measured_again_for_another_configuration_alone(output, monkeypatch):
     measured = []
 
@@ -344,10 +273,3 @@ def test_the_cost_is_measured_again_for_another_configuration_alone(output, monk
     own.unlink()
     cost.ensure("smoke", runs.Options(device="cpu", reuse=True))
     assert len(measured) == 2
-
-
-def test_the_notebooks_have_parameters_and_no_outputs_in_git():
-    for path in (config.EXPERIMENTS.parent / "notebooks").glob("*.ipynb"):
-        cells = nbformat.read(path, 4).cells
-        assert [c for c in cells if "parameters" in c.metadata.get("tags", [])], path
-        assert not [c for c in cells if c.get("outputs")], path

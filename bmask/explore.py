@@ -1,0 +1,37 @@
+"""The interactive part of Fig. 6: choose an object, and see what each loss makes of its boundary. Needs Jupyter."""
+
+import ipywidgets as widgets
+import numpy as np
+
+from . import draw, figures, predictions
+
+
+def boundary_losses(profile: str, seed: int) -> widgets.Widget:
+    """Controls for image, object and confidence, above the object under each loss and the surfaces of its losses.
+
+    Raises:
+        InputError: predictions of Fig. 6 have not been kept; says which command does it.
+    """
+    images = predictions.load_images(profile)
+    kept = figures.loss_predictions(profile, [seed])
+    image = widgets.IntSlider(0, 0, len(images.pictures) - 1, description="image")
+    place = widgets.IntSlider(0, 0, 0, description="object")
+    confidence = widgets.FloatSlider(0.9, min=0.55, max=0.95, step=0.05, description="confidence")
+    context, row, surface = (widgets.Image(format="png") for _ in range(3))
+
+    def redraw(_=None):
+        inside = np.flatnonzero(images.image_of == image.value)
+        place.max = max(len(inside) - 1, 0)
+        if not len(inside):
+            return
+        n = int(inside[place.value])
+        shown = draw.Panel(images.pictures[image.value], [(images.masks[n], draw.TRUTH)])
+        context.value = draw.rendered(draw.pictures({"": {"": shown}}, side=2.0))
+        maps = figures.loss_panels(images, {v: found[seed] for v, found in kept.items()}, n)
+        row.value = draw.rendered(draw.pictures({"": maps}, side=1.2))
+        surface.value = draw.rendered(draw.loss_surface(images.roi_boundaries[n], confidence.value))
+
+    for control in (image, place, confidence):
+        control.observe(redraw, "value")
+    redraw()
+    return widgets.VBox([image, place, confidence, context, row, surface])

@@ -1,0 +1,188 @@
+"""What a reader opens: a page of each profile's results, and the static site of all of them."""
+
+import io
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Dict, List
+
+from . import figures, runs, tables
+from .errors import InputError
+from .files import write_bytes
+
+SITE = {
+    "project": "Boundary-preserving Mask R-CNN: a reproducible study",
+    "extensions": ["myst_nb"],
+    "html_theme": "furo",
+    "html_title": "BMask R-CNN: a reproducible study",
+    "html_show_sourcelink": False,
+    "html_copy_source": False,
+    "nb_execution_mode": "off",
+    "nb_render_markdown_format": "gfm",
+    "nb_ipywidgets_js": {},  # would come from the network
+    "suppress_warnings": ["mystnb.unknown_mime_type"],
+}
+
+
+def write_page(profile: str) -> Path:
+    """Write ``results/<profile>/README.md``: every table and figure that has been made, with its notebook."""
+    folder = runs.OUTPUT / "results" / profile
+    parts = [f"# Results of profile `{profile}`"]
+    for item in tables.made(profile):
+        parts.append(f"## {_title(item)}")
+        for path in _written(item, profile):
+            links = [f"[{end}]({p.relative_to(folder)})" for end, p in _others(path)]
+            notebook = _notebook(item)
+            links += [f"[notebook]({notebook})"] if (folder / notebook).exists() else []
+            picture = path.with_suffix(".png").relative_to(folder)
+            parts += [*_shown(path, f"![{path.stem}]({picture})"), " · ".join(links)]
+    path = folder / "README.md"
+    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
+    return path
+
+
+def build(folder: Path) -> Path:
+    """Build the site of everything in ``results/``: it opens from the disk, without server or network.
+
+    Every table and figure links to its notebook, and to configuration, record and commit of its runs.
+
+    Returns:
+        The path of its first page.
+
+    Raises:
+        InputError: there are no results, or Sphinx is not installed.
+    """
+    try:
+        from sphinx.application import Sphinx
+        from sphinx.util.docutils import docutils_namespace
+    except ImportError:
+        raise InputError(
+            "the report is built by Sphinx, which is not installed; `make report` installs it"
+        ) from None
+    results = runs.OUTPUT / "results"
+    profiles = sorted(path.parent.name for path in results.glob("*/made.json"))
+    if not profiles:
+        raise InputError(f"there are no tables or figures in {results}; `make reproduce-table-3` makes some")
+    with tempfile.TemporaryDirectory() as draft:
+        source, site = Path(draft) / "source", Path(draft) / "site"
+        commits = {}
+        for profile in profiles:
+            _write_profile(source / profile, profile, commits)
+        _write_commits(source / "commits.md", commits)
+        pages = "\n".join(["commits", *(f"{profile}/index" for profile in profiles)][::-1])
+        write_bytes(
+            source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n\n{_toctree(pages)}".encode()
+        )
+        warnings = io.StringIO()
+        with docutils_namespace():
+            application = Sphinx(
+                source, None, site, Path(draft) / "doctrees", "html", SITE, status=None, warning=warnings
+            )
+            application.build()
+        if warnings.getvalue():
+            raise RuntimeError(f"Sphinx warns of the report:\n{warnings.getvalue()}")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.move(site, folder)
+    return folder / "index.html"
+
+
+INTRODUCTION = """\
+Tables and figures of the paper, made anew, beside the paper's own numbers. Each says from which runs it was made, and
+links to their configuration, their record and the commit of the code. Each has a notebook, shown as it was executed.
+"""
+
+
+def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) -> None:
+    """The pages of a profile, in MyST Markdown, with what they link to."""
+    names, notebooks = [], []
+    for item, seeds in tables.made(profile).items():
+        name = item if item.startswith("figure") else tables.base_path(item, profile).name
+        names.append(name)
+        parts = [f"# {_title(item)}"]
+        for path in _written(item, profile):
+            for end, other in _others(path):
+                write_bytes(folder / other.name, other.read_bytes())
+            links = [f"[{end}]({p.name})" for end, p in _others(path)]
+            parts += [*_shown(path, f"![{path.stem}]({path.stem}.png)"), " · ".join(links)]
+        executed = runs.OUTPUT / "results" / profile / _notebook(item)
+        if executed.exists():
+            write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
+            notebooks.append(executed.stem)
+            parts.append(f"[The notebook, as executed](notebooks/{executed.name})")
+        lines = ["| run | configuration | record | commit | device |", "| --- | --- | --- | --- | --- |"]
+        for run in _runs(item, profile, seeds):
+            record = run.record()
+            if record is None:
+                continue
+            for end, content in ((".json", run.published.read_bytes()), (".yaml", record["config"].encode())):
+                write_bytes(folder / "runs" / f"{run.name}{end}", content)
+            commit = str(record["git_commit"])
+            commits.setdefault(commit, []).append(f"{profile}: {run.name}")
+            changed = ", with changes" if record["git_dirty"] else ""
+            lines.append(
+                f"| {run.variant} seed {run.seed} | [configuration](runs/{run.name}.yaml) "
+                f"| [record](runs/{run.name}.json) | [{commit[:7]}](#commit-{commit[:7]}){changed} "
+                f"| {record['device_name']} |"
+            )
+        parts += ["## Made from", "\n".join(lines)]
+        write_bytes(folder / f"{name}.md", ("\n\n".join(parts) + "\n").encode())
+    pages = "\n".join([*names, *(f"notebooks/{name}" for name in notebooks)])
+    text = f"# Profile `{profile}`\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
+    write_bytes(folder / "index.md", text.encode())
+
+
+def _write_commits(path: Path, commits: Dict[str, List[str]]) -> None:
+    parts = ["# Commits", "The states of the code that the runs were made with; `git show COMMIT` shows one."]
+    for commit, names in sorted(commits.items()):
+        command = ["git", "-C", str(runs.REPOSITORY), "log", "-1", "--format=%cs: %s", commit]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        except OSError:
+            said = ""
+        parts += [f"(commit-{commit[:7]})=\n## {commit[:7]}", f"`{commit}` {said}".strip()]
+        parts.append("\n".join(f"- {name}" for name in dict.fromkeys(names)))
+    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _toctree(pages: str) -> str:
+    return f"```{{toctree}}\n:maxdepth: 2\n\n{pages}\n```\n"
+
+
+def _is_figure(item: str) -> bool:
+    return item.startswith(figures.PREFIX)
+
+
+def _title(item: str) -> str:
+    return figures.title(item.removeprefix(figures.PREFIX)) if _is_figure(item) else tables.title(item)
+
+
+def _notebook(item: str) -> str:
+    if _is_figure(item):
+        return figures.spec(item.removeprefix(figures.PREFIX))["notebook"]
+    return tables.notebook(item)
+
+
+def _runs(item: str, profile: str, seeds: List[int]) -> List[runs.Run]:
+    if _is_figure(item):
+        return figures.figure_runs(item.removeprefix(figures.PREFIX), profile, seeds)
+    return tables.table_runs(item, profile, seeds)
+
+
+def _written(item: str, profile: str) -> List[Path]:
+    """The ``.md`` files of a table or figure."""
+    if _is_figure(item):
+        return figures.captions(item.removeprefix(figures.PREFIX), profile)
+    return [tables.base_path(item, profile).with_suffix(".md")]
+
+
+def _others(path: Path):
+    """What lies beside a ``.md``: its data and pictures."""
+    beside = ((end, path.with_suffix(f".{end}")) for end in ("csv", "png", "svg"))
+    return [(end, other) for end, other in beside if other.exists()]
+
+
+def _shown(path: Path, picture: str) -> List[str]:
+    """A table without its title, above its picture; a figure above its caption."""
+    text = path.read_text().strip()
+    return [picture, text] if text.startswith("**") else [text.split("\n", 1)[1].strip(), picture]

@@ -1,0 +1,262 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bmask import draw, figures, files, predictions, runs, tables
+from bmask.boundary import boundary_targets
+from bmask.errors import InputError
+from bmask.evaluate import boundary_quality
+
+IOUS = [f"{iou:.2f}" for iou in np.arange(0.5, 1, 0.05)]
+SIDE = predictions.SIDE
+
+
+def publish(variant, seed, ap, gain_at_75=0.0, spread=0.1, **more):
+    """A record whose AP falls with the threshold, from ``ap`` at 0.50."""
+    noise = np.random.default_rng(seed).normal(0, 3, 200)  # what all models find hard about a resample
+    own = np.random.default_rng(len(variant)).normal(0, spread, 200)
+    values = {"AP": ap - 5, "AP50": ap, "AP75": ap - 10 + gain_at_75}
+    metrics = {
+        **values,
+        "per_iou": {iou: ap - 40 * (float(iou) - 0.5) for iou in IOUS},
+        "bootstrap": {name: list(value + noise + own) for name, value in values.items()},
+    }
+    looked = {"iteration": 3, "segm": {"AP": 1.0}, "bbox": {"AP": 2.0}}
+    record = {
+        "variant": variant,
+        "data_fingerprint": "data",
+        "losses": [{"iteration": i, "loss_mask": 1 / i, "loss_cls": 2 / i} for i in range(1, 7)],
+        "validation": [looked],
+        "metrics": {kind: metrics for kind in ("segm", "bbox", "boundary", "segm_coarse")},
+        **more,
+    }
+    files.write_bytes(runs.Run(variant, "smoke", seed).published, json.dumps(record).encode())
+
+
+def lines(panel, length):
+    """The values of each line with that many points."""
+    return [line.get_ydata() for line in panel.lines if len(line.get_xdata()) == length]
+
+
+def test_figure_1_draws_ap_its_difference_and_the_papers(output):
+    for seed in (0, 1):
+        publish("mask_rcnn", seed, 30 + seed)
+        publish("bmask_rcnn", seed, 31 + seed, gain_at_75=2)
+    ((figure, caption),) = figures._ap_curves("smoke", [0, 1]).values()
+    above, other, below, _ = figure.axes
+    assert (above.get_title(), other.get_title()) == ("masks", "boundaries (Boundary AP)")
+    first, second = lines(above, 10)
+    assert first[0] == 30.5 and second[0] == 31.5 and lines(below, 10)[0] == pytest.approx(np.ones(10))
+    assert [list(values)[:2] for values in lines(above, 8)] == [[58.1, 55.6], [59.1, 56.6]]  # up to 0.85
+    assert lines(below, 8)[0][-1] == 2.7 and len(other.lines) == 2
+    assert below.get_xlabel() == "IoU threshold" and "AP points" in below.get_ylabel()
+    assert "+1.0 AP points at 0.50 and +3.0 at 0.75, a difference of +2.0" in caption
+    assert "here it grows with the threshold" in caption
+
+
+@pytest.mark.parametrize("gain,words", [(0.0, "is not shown to grow"), (-3.0, "falls with the threshold")])
+def test_the_caption_of_figure_1_says_what_the_interval_says(output, gain, words):
+    publish("mask_rcnn", 0, 30)
+    publish("bmask_rcnn", 0, 31, gain_at_75=gain)
+    record = runs.Run("bmask_rcnn", "smoke", 0)
+    content = record.record()
+    resamples = content["metrics"]["segm"]["bootstrap"]
+    resamples["AP75"] = list(np.array(resamples["AP75"]) + np.random.default_rng(5).normal(0, 0.5, 200))
+    files.write_bytes(record.published, json.dumps(content).encode())
+    ((_, caption),) = figures._ap_curves("smoke", [0]).values()
+    assert words in caption
+
+
+def test_the_papers_profile_compares_the_papers_models():
+    assert figures.variants("1", "paper-batch8") == ["mask_rcnn_800_r101", "bmask_rcnn_800_r101"]
+    assert figures.variants("1", "nuclei") == ["mask_rcnn", "bmask_rcnn"]
+
+
+def test_training_curves_are_losses_then_ap_of_any_runs(output):
+    for seed in (0, 1):
+        publish("mask_rcnn", seed, 30 + 2 * seed)
+        publish("bmask_rcnn_m2b", seed, 31)
+    shown = [runs.Run(variant, "smoke", s) for variant in ("mask_rcnn", "bmask_rcnn_m2b") for s in (0, 1)]
+    figure, _ = figures.training_curves(shown)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["mask loss", "cls loss", "mask AP", "box AP"]
+    assert lines(figure.axes[0], 6)[0] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6])
+    assert [list(values) for values in lines(figure.axes[2], 2)] == [[1, 26], [1, 26]]
+    assert {panel.get_xlabel() for panel in figure.axes} == {"iteration"}
+    colours = draw.colours(["bmask_rcnn_m2b", "mask_rcnn"])
+    assert colours["mask_rcnn"] == draw.COLOURS["mask_rcnn"] != colours["bmask_rcnn_m2b"]
+
+
+def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):
+    for system, ap in (("mask_rcnn", 30), ("bmask_rcnn", 34)):
+        publish(system, 0, ap)
+        for level, gain in (("02", 3), ("04", 2), ("08", 1), ("16", 0)):
+            more = {"annotation_iou": 1 - int(level) / 50}
+            publish(f"{system}_coarse{level}", 0, 30 + gain * (system == "bmask_rcnn"), **more)
+    drawn = figures._coarse_annotations("smoke", [0])
+    figure, caption = drawn["figure7a"]
+    exact, coarse = lines(figure.axes[0], 5)
+    assert list(exact) == list(coarse) == [4, 3, 2, 1, 0]
+    x = figure.axes[0].lines[1].get_xdata()
+    assert x == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01) and figure.axes[0].xaxis_inverted()
+    assert "0.96: +3.0 and +3.0" in caption and "0.68: +0.0 and +0.0" in caption
+    titles = [panel.get_title() for panel in drawn["figure7a_examples"][0].axes][:6]
+    assert titles == ["image", "annotation", "truth", "mask", "boundary", "true boundary"]
+
+
+@pytest.fixture
+def pictured(monkeypatch):
+    """Three pictures with two squares each, and models whose boundaries are right, thick, weak or shifted."""
+    pictures, masks, boxes = [], [], []
+    for k in range(3):
+        pictures.append(np.full((64, 64, 3), 60 * k, np.uint8))
+        for x in (4, 34):
+            mask = np.zeros((64, 64), bool)
+            mask[10 : 10 + 20 + k, x : x + 20 + k] = True
+            masks.append(mask)
+            boxes.append([x - 4, 6, x + 24 + k, 34 + k])
+    boxes = np.array(boxes, np.float32)
+    rois = np.stack([predictions._in_rois(m[None], b[None])[0] for m, b in zip(masks, boxes)])
+    images = predictions.Images(
+        pictures, masks, boxes, np.repeat(range(3), 2), np.zeros(6, int), rois, "data"
+    )
+    truth = torch.from_numpy(images.roi_boundaries).float()
+    thick = torch.nn.functional.max_pool2d(truth, 3, stride=1, padding=1)
+    boundaries = {
+        "bmask_rcnn": truth,
+        "bmask_rcnn_bce": 0.4 * truth,
+        "bmask_rcnn_weighted_bce": thick,
+        "bmask_rcnn_dice": truth.roll(1, dims=2),
+    }
+
+    def load(run):
+        found = boundaries.get(run.variant, truth)
+        first = run.variant == "mask_rcnn"  # finds the objects of the first picture alone
+        here = images.image_of == 0 if first else np.ones(6, bool)
+        return predictions.Predictions(
+            masks=rois.astype(np.float16),
+            boundaries=found.half().numpy(),
+            annotated=np.roll(rois, 2, axis=1),
+            found_in=images.image_of[here],
+            found_boxes=boxes[here],
+            found_classes=np.zeros(here.sum(), int),
+            found_masks=rois[here].astype(np.float16),
+            found_boundaries=found[here].half().numpy(),
+            quality={
+                "image": images.image_of,
+                **{k: v.numpy() for k, v in boundary_quality(found, truth).items()},
+            },
+            calibration=np.array([[10, 1, 2], [10, 9, 8.0]]),
+        )
+
+    monkeypatch.setattr(predictions, "load_images", lambda profile: images)
+    monkeypatch.setattr(predictions, "load", load)
+    return images
+
+
+def test_figure_2_shows_most_gain_median_and_most_loss_by_the_rule_of_its_caption(pictured):
+    ((figure, caption),) = figures._examples("smoke", [0]).values()
+    rows = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
+    assert rows == ["largest gain (+100)", "median (+99)", "smallest gain (+0)"]
+    titles = [panel.get_title() for panel in figure.axes][:8]
+    assert titles[:4] == ["ground truth", "Mask R-CNN", "BMask R-CNN", "boundaries"]
+    raw = figure.axes[6].images[0].get_array()
+    assert raw.shape == (SIDE, SIDE)
+    assert "in 2 it is a gain, in 0 a loss" in caption and "first 3 test images" in caption
+
+
+def test_figure_5_names_the_level_of_each_roi_by_the_configuration(pictured):
+    """At smoke and at the size of the paper's: boxes below 112 pixels come from P2."""
+    ((_, caption),) = figures._roi_features("smoke", [0]).values()
+    assert "come 100% from P2" in caption and "Table 5 cannot tell them apart" in caption
+    cfg = runs.Run("bmask_rcnn_p2p5_14", "paper", 0).cfg  # shorter side 600: boxes of 28 pixels become 262
+    assert figures._levels(cfg, pictured, 0) == ["p4", "p4"]
+    assert figures._levels(runs.Run("bmask_rcnn", "paper", 0).cfg, pictured, 0) == ["p2", "p2"]
+
+
+def test_figure_6_shows_the_same_objects_and_measures_all(pictured):
+    drawn = figures._boundary_losses("smoke", [0, 1])
+    assert list(drawn) == ["figure6", "figure6_numbers", "figure6_surface"]
+    titles = [panel.get_title() for panel in drawn["figure6"][0].axes][:6]
+    assert titles == ["image", "truth", "BCE", "weighted BCE", "Dice", "Dice-BCE"]
+    figure, caption = drawn["figure6_numbers"]
+    assert [panel.get_title() for panel in figure.axes] == ["thickness", "precision", "recall", "calibration"]
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == ["BCE", "weighted BCE", "Dice", "Dice-BCE"]
+    thickness = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[0].lines[:4]}
+    assert np.isnan(thickness[0]) and thickness[1] == pytest.approx(3, abs=0.1)
+    assert thickness[3] == pytest.approx(1) and "all 6 objects" in caption and "BCE –" in caption
+    recall = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[2].lines[:4]}
+    assert recall == {0: 0, 1: 1, 2: 1, 3: 1}
+
+
+def test_the_loss_surface_is_lowest_without_a_shift_and_rises_with_thickness(pictured):
+    boundary = pictured.roi_boundaries[0]
+    figure = draw.loss_surface(boundary, confidence=0.9, reach=4)
+    _, dice, bce, last = figure.axes[:4]
+    for panel in (dice, bce):
+        surface = panel.images[0].get_array()
+        assert surface.shape == (9, 9) and surface.argmin() == 40
+    # BCE of the boundary itself: every pixel has a probability of 0.9 for what it is.
+    assert bce.images[0].get_array()[4, 4] == pytest.approx(-np.log(0.9))
+    size, rest = boundary.sum(), boundary.size - boundary.sum()
+    expected = 1 - (2 * 0.9 * size + 1) / (0.81 * size + 0.01 * rest + size + 1)
+    assert dice.images[0].get_array()[4, 4] == pytest.approx(expected, rel=1e-4)
+    assert all((np.diff(line.get_ydata()) > 0).all() for line in last.lines)
+    one_off = dice.images[0].get_array()[4, 5]
+    moved = np.roll(boundary, 1, axis=1)
+    p = np.where(moved, 0.9, 0.1)
+    assert one_off == pytest.approx(1 - (2 * p[boundary].sum() + 1) / ((p**2).sum() + size + 1), rel=1e-4)
+
+
+def test_figure_7b_shows_the_sobel_operator_of_the_predicted_mask(pictured):
+    ((figure, _),) = figures._sobel("smoke", [0]).values()
+    assert [panel.get_title() for panel in figure.axes][:4] == ["image", "mask", "Sobel, x", "Sobel, y"]
+    mask, x = (figure.axes[k].images[0].get_array() for k in (1, 2))
+    row = SIDE // 2
+    assert x[row].argmax() == mask[row].argmax() - 1 or x[row].argmax() == mask[row].argmax()
+    assert x[row].max() == 4 == -x[row].min()
+
+
+def test_figures_are_written_as_png_svg_and_caption_and_the_same_again(output, pictured):
+    publish("mask_rcnn", 0, 30)
+    publish("bmask_rcnn", 0, 31)
+    paths = figures.write("2", "smoke", [0])
+    assert [path.name for path in paths] == ["figure2.png"]
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths[0].parent.iterdir()}
+    assert set(before) == {"figure2.png", "figure2.svg", "figure2.md"}
+    assert before["figure2.md"][0].startswith(b"**Figure 2. Masks of")
+    figures.write("2", "smoke", [0])
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths[0].parent.iterdir()} == before
+    assert tables.made("smoke") == {"figure-2": [0]}
+
+
+@pytest.mark.parametrize(
+    "number,words",
+    [
+        ("1", "--variant mask_rcnn --profile smoke --seeds 0"),
+        ("6", "predictions --variant bmask_rcnn --profile smoke"),
+    ],
+)
+def test_a_figure_whose_run_has_not_been_made_says_which_command_makes_it(output, number, words):
+    with pytest.raises(InputError, match=words):
+        figures.write(number, "smoke", [0])
+    assert not (output / "results").exists()
+
+
+def test_a_figure_of_a_failed_run_says_so(output):
+    files.write_bytes(runs.Run("mask_rcnn", "smoke", 0).published, b'{"failed": "iteration 7: no"}')
+    with pytest.raises(InputError, match="iteration 7: no"):
+        figures.write("1", "smoke", [0])
+
+
+def test_an_unknown_figure_names_the_nearest():
+    with pytest.raises(InputError, match="no figure '77': did you mean"):
+        figures.write("77", "smoke", [0])
+
+
+def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):
+    expected = boundary_targets(torch.from_numpy(pictured.roi_masks)).numpy()
+    assert (pictured.roi_boundaries == expected.astype(bool)).all()

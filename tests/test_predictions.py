@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.structures import Boxes
+from pycocotools.coco import COCO
+
+from bmask import datasets, evaluate, predictions, runs
+from bmask.errors import InputError
+from bmask.predictions import SIDE
+
+CPU = runs.Options(device="cpu")
+RUN = runs.Run("bmask_rcnn_coarse08", "smoke", 0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run, and its predictions."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "OUTPUT", folder)
+        patch.setattr(predictions, "MIN_SCORE", 0.0)  # six iterations find nothing that they are sure of
+        assert runs.work(RUN, CPU) == 0
+        predictions.ensure([RUN], CPU)
+    return folder
+
+
+@pytest.fixture
+def here(made, monkeypatch):
+    monkeypatch.setattr(runs, "OUTPUT", made)
+    return made
+
+
+def test_the_pictures_and_objects_are_those_of_the_validation_set(here):
+    images = predictions.load_images("smoke")
+    data = datasets.prepare(RUN.cfg, None, here)
+    truth = COCO(str(data.val.json))
+    assert len(images.pictures) == 4 and images.pictures[0].shape == (64, 64, 3)
+    assert len(images.masks) == len(truth.anns) == len(images.boxes) == len(images.roi_masks)
+    annotations = [a for k in sorted(truth.imgs) for a in truth.imgToAnns[k]]
+    for annotation, mask, box, k in zip(annotations, images.masks, images.boxes, images.image_of):
+        assert (mask == truth.annToMask(annotation)).all() and annotation["image_id"] == k + 1
+        ys, xs = np.nonzero(mask)
+        assert list(box) == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def test_detections_pasted_are_the_evaluated_ones(here):
+    """The kept 28x28 masks, in their boxes, are the masks of the results file, up to rounding."""
+    images, found = predictions.load_images("smoke"), predictions.load(RUN)
+    data = datasets.prepare(RUN.cfg, None, here)
+    model = evaluate.load_model(runs.on_device(RUN.cfg, "cpu"), RUN.folder / "checkpoint.pth")
+    dataset = sorted(data.val.load(), key=lambda image: image["image_id"])
+    cfg = runs.on_device(RUN.cfg, "cpu")
+    detections, _ = evaluate.detect(cfg, model, dataset, data.val.category_ids(), lambda *_: None)
+    assert len(detections) == len(found.found_masks) > 4
+    reference = COCO(str(data.val.json)).loadRes(detections)
+    masks = [reference.annToMask(a) for a in reference.dataset["annotations"]]
+    boxes = Boxes(torch.from_numpy(found.found_boxes))
+    pasted = paste_masks_in_image(
+        torch.from_numpy(found.found_masks).float(), boxes, images.pictures[0].shape[:2]
+    )
+    assert np.mean(pasted.numpy() == np.array(masks)) > 0.98
+
+
+def test_predictions_in_true_boxes_and_their_quality(here):
+    images, found = predictions.load_images("smoke"), predictions.load(RUN)
+    number = len(images.masks)
+    assert found.masks.shape == found.boundaries.shape == found.annotated.shape == (number, SIDE, SIDE)
+    assert found.masks.dtype == np.float16 and found.boundaries.max() <= 1
+    assert set(found.quality) == {"image", "thickness", "precision", "recall"}
+    assert (found.quality["image"] == images.image_of).all()  # all four validation images are kept
+    assert found.calibration[:, 0].sum() == number * SIDE**2
+    assert found.calibration[:, 2].sum() == images.roi_boundaries.sum()
+    ious = [(a & m).sum() / (a | m).sum() for a, m in zip(found.annotated, images.roi_masks)]
+    assert 0.75 < np.mean(ious) < 0.95
+
+
+def test_kept_predictions_are_not_made_again_and_belong_to_one_record(here, tmp_path, monkeypatch):
+    path = predictions._path(RUN)
+    before = path.stat().st_mtime_ns
+    predictions.ensure([RUN], CPU)
+    assert path.stat().st_mtime_ns == before
+    record = json.loads(RUN.published.read_text())
+    original = RUN.published.read_bytes()
+    try:
+        RUN.published.write_bytes(runs.as_json({**record, "seed": 1}))
+        with pytest.raises(InputError, match="another training; `python -m bmask predictions --variant"):
+            predictions.load(RUN)
+    finally:
+        RUN.published.write_bytes(original)
+    assert predictions.load(RUN).masks.shape[1:] == (SIDE, SIDE)
+
+
+def test_predictions_of_a_run_that_was_not_trained_here_are_not_made_up(here, tmp_path, monkeypatch):
+    other = runs.Run("bmask_rcnn", "smoke", 0)
+    with pytest.raises(InputError, match="was not trained here"):
+        predictions.ensure([other], CPU)

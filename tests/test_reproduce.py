@@ -1,0 +1,163 @@
+"""The commands of the README, at ``smoke``: every table, figure and notebook, and the report of them."""
+
+import json
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from bmask import config, cost, figures, report, runs, tables
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Every run at ``smoke``, made in this process, which is quicker than one for each."""
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "OUTPUT", folder)
+        for variant in config.available("variant"):
+            assert runs.work(runs.Run(variant, "smoke", 0), runs.Options(device="cpu")) == 0
+    return folder
+
+
+def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
+    """The notebook, by hand, as the README has it; then the command line finds nothing left to do."""
+    monkeypatch.setenv("BMASK_OUTPUT", str(tmp_path))
+    notebook = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "notebooks/table3_components.ipynb", str(notebook)]
+    command += ["-p", "profile", "smoke", "-p", "seeds", "0", "-p", "device", "cpu", "--no-progress-bar"]
+    subprocess.run(command, check=True, timeout=300)
+    results = tmp_path / "results" / "smoke"
+    assert {p.name for p in results.glob("table3.*")} == {"table3.csv", "table3.md", "table3.png"}
+    assert len(list((results / "runs").glob("*.json"))) == 5
+    text = (results / "table3.md").read_text()
+    assert "not run" not in text and "failed" not in text and "(34.7)" in text
+    assert_shown(notebook)
+    process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "runs done" not in err
+
+
+def assert_shown(notebook):
+    outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", [])]
+    assert any("text/markdown" in o.get("data", {}) for o in outputs)
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+
+
+def test_everything_at_smoke_with_one_command(everything, bmask):
+    """What `make reproduce-all` does, but for the training: every table, figure and notebook, and one page."""
+    process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert out.startswith(f"{len(config.available('variant'))} runs, 0 of them to be made\n")
+    results = everything / "results" / "smoke"
+    page = (results / "README.md").read_text()
+    for number in tables.specs():
+        base = tables.base_path(number, "smoke").name
+        text = (results / f"{base}.md").read_text()
+        assert "not run" not in text and "failed" not in text
+        assert (results / f"{base}.png").stat().st_size > 10_000
+        assert_shown(results / tables.notebook(number))
+        assert f"## {tables.title(number)}\n" in page and f"({tables.notebook(number)})" in page
+    for number, info in figures.specs().items():
+        for caption in figures.captions(number, "smoke"):
+            assert caption.with_suffix(".png").stat().st_size > 10_000
+            assert caption.with_suffix(".svg").exists() and caption.read_text().strip() in page
+        assert_shown(results / info["notebook"])
+    measured = json.loads((results / "cost.json").read_text())["systems"]
+    assert tuple(measured) == cost.SYSTEMS == tuple(row.variant for row in tables.rows("8"))
+    assert measured["mask_rcnn"]["ratio"] == 1 and all(m["peak_memory_mib"] > 100 for m in measured.values())
+    assert "0.95 (0.95)" in (results / "table8.md").read_text()
+    for path in results.glob("*.ipynb"):
+        assert str(everything) not in path.read_text() and str(runs.REPOSITORY) not in path.read_text()
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
+    process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
+    assert process.wait(timeout=60) == 0
+    assert {p: p.stat().st_mtime_ns for p in results.rglob("*")} == before
+
+
+def test_refined_masks_take_the_weights_of_bmask_rcnn(everything, monkeypatch):
+    monkeypatch.setattr(runs, "OUTPUT", everything)
+    refined, bmask = runs.Run("bmask_rcnn_refined", "smoke", 0), runs.Run("bmask_rcnn", "smoke", 0)
+    assert refined.trained_as == bmask and not (refined.folder / "checkpoint.pth").exists()
+    assert refined.record()["losses"] == bmask.record()["losses"]
+    assert refined.record()["metrics"]["bbox"] == bmask.record()["metrics"]["bbox"]
+
+
+class Page(HTMLParser):
+    """What a page links to and shows, and its anchors."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.references, self.anchors = [], set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors |= {attributes.get("id"), attributes.get("name")}
+        self.references += [(tag, attributes[key]) for key in ("href", "src") if attributes.get(key)]
+
+
+@pytest.fixture(scope="module")
+def site(everything):
+    """The report of everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "OUTPUT", everything)
+        for number in tables.specs():
+            tables.write(number, "smoke", [0])
+        for number in figures.specs():
+            figures.ensure(number, "smoke", [0], runs.Options(device="cpu"))
+            figures.write(number, "smoke", [0])
+        return report.build(everything / "report").parent
+
+
+def test_every_link_of_the_report_resolves_and_nothing_comes_from_the_network(site):
+    pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
+    assert len(pages) > len(tables.specs()) + len(figures.specs())
+    for path, page in pages.items():
+        for tag, reference in page.references:
+            link = urllib.parse.urlsplit(reference)
+            if link.scheme in ("http", "https"):
+                assert tag == "a", f"{path.name} loads {reference}"
+            elif link.scheme != "data":
+                target = (path.parent / urllib.parse.unquote(link.path)).resolve() if link.path else path
+                assert target.exists(), f"{path.name}: {reference}"
+                assert not link.fragment or link.fragment in pages[target].anchors, (
+                    f"{path.name}: {reference}"
+                )
+
+
+def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commit(site):
+    page = Page(site / "smoke" / "figure-6.html")
+    links = [reference for tag, reference in page.references if tag == "a"]
+    run = runs.Run("bmask_rcnn_dice", "smoke", 0)
+    for end in (f"{run.name}.json", f"{run.name}.yaml"):
+        assert [link for link in links if link.endswith(end)]
+    assert [link for link in links if "commits.html#commit-" in link]
+    assert "notebooks/figure6_boundary_losses.html" in links
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
+@pytest.mark.parametrize(
+    "page", ["index", "smoke/table3", "smoke/figure-6", "smoke/notebooks/table3_components"]
+)
+def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path, page):
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,844", "--dump-dom"]
+    opened = subprocess.run(
+        [*command, f"file://{site / page}.html"], capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in opened.stderr, opened.stderr
+    assert "</html>" in opened.stdout and "BMask R-CNN" in opened.stdout
+
+
+def test_the_notebooks_have_parameters_and_no_outputs_in_git():
+    for path in (config.EXPERIMENTS.parent / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, 4).cells
+        assert [c for c in cells if "parameters" in c.metadata.get("tags", [])], path
+        assert not [c for c in cells if c.get("outputs")], path
