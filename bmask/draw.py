@@ -331,7 +331,8 @@ def loss_surface(boundary: np.ndarray, confidence: float = 0.9, reach: int = 5) 
         style = dict(color=COLOURS[f"bmask_rcnn_{kind}"], marker=MARKERS[k], label=name)
         last.plot([1, 3, 5, 7], losses(torch.stack(thick), kind), **style)
     last.set(title="thickened", xlabel="thickness (pixels)", ylabel="loss", xticks=[1, 3, 5, 7])
-    last.legend(fontsize=7)
+    last.margins(y=0.25)
+    last.legend(fontsize=7, loc="upper left")
     return figure
 
 

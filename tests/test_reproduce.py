@@ -76,7 +76,7 @@ def test_everything_at_smoke_with_one_command(everything, bmask):
         assert str(everything) not in path.read_text() and str(runs.REPOSITORY) not in path.read_text()
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*")} == before
 
 
