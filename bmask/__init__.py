@@ -13,4 +13,13 @@ with warnings.catch_warnings():
     from .config import add_bmask_config
     from .heads import BoundaryPreservingHead, MaskScoringHead, SobelMaskHead
 
-__all__ = ["BoundaryPreservingHead", "MaskScoringHead", "SobelMaskHead", "add_bmask_config"]
+__all__ = ["BoundaryPreservingHead", "MaskScoringHead", "Predictor", "SobelMaskHead", "add_bmask_config"]
+
+
+def __getattr__(name):
+    # What it draws with is slow to import, and of no use to a training.
+    if name == "Predictor":
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

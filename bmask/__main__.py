@@ -69,6 +69,28 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="(default: report/)")
     report.set_defaults(command=_report)
 
+    predict = commands.add_parser("predict", help="find instances in images of your own")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    predict.add_argument("--boundaries", action="store_true", help="also write maps of the boundaries")
+    predict.add_argument(
+        "--min-score", type=float, default=0.5, help="leave out instances below (default: 0.5)"
+    )
+    predict.set_defaults(command=_predict)
+
+    export = commands.add_parser("export", help="write a trained model as TorchScript")
+    export.add_argument("image", help="an image to trace it with")
+    export.set_defaults(command=_export)
+
+    for command in (predict, export):
+        command.add_argument(
+            "--weights", type=Path, required=True, help="a run's checkpoint.pth, or released weights"
+        )
+        command.add_argument("--config", type=Path, help="the configuration file of released weights")
+        command.add_argument("--device", choices=("cpu", "cuda"), help="(default: a GPU where there is one)")
+        command.add_argument(
+            "--out", type=Path, required=True, help="the folder or, for export, the file to write"
+        )
+
     work = commands.add_parser("work", help="train and evaluate one run in this process: what `run` starts")
     work.add_argument("variant")
     work.add_argument("--seed", type=int, default=0)
@@ -175,6 +197,24 @@ def _report(options) -> int:
     from . import report, runs
 
     print(report.build(options.out or runs.OUTPUT / "report"))
+
+
+def _predict(options) -> int:
+    from .predictor import Predictor, image_paths, predict
+
+    paths = image_paths(options.images)
+    predictor = Predictor(options.weights, options.config, options.device, options.boundaries)
+    broken = predict(predictor, paths, options.out, options.min_score, options.boundaries)
+    print(f"{options.out}: {len(paths) - len(broken)} of {len(paths)} images")
+    return 1 if broken else 0
+
+
+def _export(options) -> int:
+    from .predictor import Predictor, read_image
+
+    image = read_image(options.image)
+    Predictor(options.weights, options.config, options.device).export(options.out, image)
+    print(options.out)
 
 
 def _work(options) -> int:

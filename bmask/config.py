@@ -169,6 +169,13 @@ def predicts_boundaries(cfg: CN) -> bool:
     return name == "SobelMaskHead" or name == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
 
 
+def from_text(text: str) -> CN:
+    """The configuration that a record holds as YAML, not frozen."""
+    cfg = _defaults()
+    cfg.merge_from_other_cfg(CN.load_cfg(text))
+    return cfg
+
+
 def scale_batch(cfg: CN, batch: int) -> CN:
     """The linear scaling rule (Section 4): learning rate, iterations and steps for ``batch`` images a batch."""
     reference = cfg.clone()
