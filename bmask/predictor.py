@@ -117,8 +117,8 @@ class Predictor:
     def export(self, path: Path, image: np.ndarray) -> None:
         """Write the model as TorchScript, traced by detectron2's adapter on one image.
 
-        The traced model takes a float tensor (3, H, W) as :meth:`inputs` makes it, of any size. It returns boxes (R, 4) at
-        the input's scale, classes (R,), masks (R, 1, 28, 28) in the boxes, in [0, 1], scores (R,), and the input's
+        The traced model takes a float tensor (3, H, W) as :meth:`inputs` makes it, of any size. It returns boxes (R, 4)
+        at the input's scale, classes (R,), masks (R, 1, 28, 28) in the boxes, in [0, 1], scores (R,), and the input's
         size. It is checked to find in another image, the mirrored one, what the model itself finds.
 
         Raises:

@@ -6,6 +6,7 @@ before. So a run that was killed and resumed computes what an uninterrupted one 
 
 import itertools
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable, Dict, List
 
@@ -25,6 +26,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch.utils.data import DataLoader, Dataset
 
+from .errors import InputError
 from .files import write_file
 
 
@@ -38,6 +40,7 @@ def train(
     folder: Path,
     report: Callable[[int, float], None],
     validate: Callable[[torch.nn.Module, int], Dict],
+    accumulate: int = 1,
 ) -> Dict:
     """Train one run, or what is left of it.
 
@@ -49,6 +52,9 @@ def train(
             iterations. What it raises ends the training.
         validate: called with the model, in evaluation mode, and the number of iterations done, every
             ``TEST.EVAL_PERIOD`` iterations but the last; returns metrics.
+        accumulate: parts that each rank takes its images in, one after the other, for less memory. Losses and
+            gradients are, up to rounding, those of as many times more ranks, whose images and random numbers the parts
+            have: losses are averaged over parts as over ranks.
 
     Returns:
         ``losses``, the mean of each loss term over every ``STUDY.LOG_PERIOD`` iterations; ``validation``, the metrics
@@ -57,6 +63,7 @@ def train(
 
     Raises:
         NonFiniteLoss: naming the first iteration with such a loss. The last checkpoint is from before it.
+        InputError: the batch does not fit the memory of the GPU.
     """
     seed_all_rng(cfg.SEED)
     model = build_model(cfg)
@@ -97,27 +104,43 @@ def train(
             raise NonFiniteLoss(f"iteration {iteration - len(recent) + first + 1}: {terms} not finite")
         history.append({"iteration": iteration, **dict(zip(names, losses.mean(dim=0).tolist()))})
         recent.clear()
+        if board:
+            for name, value in history[-1].items():
+                board.add_scalar(f"train/{name}", value, iteration)
+            board.add_scalar("train/lr", optimizer.param_groups[0]["lr"], iteration)
 
+    board = _tensorboard(folder, start) if comm.is_main_process() else None
+    parts_here = range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate)
+    num_parts = comm.get_world_size() * accumulate
     with EventStorage(start) as storage:
-        loader = iter(train_loader(cfg, dataset, start))
+        loaders = [iter(train_loader(cfg, dataset, start, part, num_parts)) for part in parts_here]
         clock = time.perf_counter()
         for iteration in range(start + 1, cfg.SOLVER.MAX_ITER + 1):
-            batch = next(loader)
-            # Proposals are sampled at random inside the model.
-            torch.manual_seed(
-                np.random.SeedSequence([cfg.SEED, iteration, comm.get_rank()]).generate_state(1)[0]
-            )
-            try:
-                with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
-                    losses = model_or_ddp(batch)
-            except FloatingPointError as error:
-                # detectron2 stops at proposals that are not finite: tell which loss went first, if one did.
-                look_at_losses(iteration - 1, reduce=False)
-                raise NonFiniteLoss(f"iteration {iteration}: {error}") from error
-            names = list(losses)
-            recent.append(torch.stack([losses[name].detach().float() for name in names]))
             optimizer.zero_grad()
-            scaler.scale(sum(losses.values())).backward()
+            terms = 0
+            for part, loader in zip(parts_here, loaders):
+                batch = next(loader)
+                # Proposals are sampled at random inside the model.
+                torch.manual_seed(np.random.SeedSequence([cfg.SEED, iteration, part]).generate_state(1)[0])
+                # Ranks exchange their gradients once an iteration.
+                alone = num_parts == accumulate or part == parts_here[-1]
+                try:
+                    with nullcontext() if alone else model_or_ddp.no_sync():
+                        with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
+                            losses = model_or_ddp(batch)
+                        scaler.scale(sum(losses.values()) / accumulate).backward()
+                except FloatingPointError as error:
+                    # detectron2 stops at proposals that are not finite: tell which loss went first, if one did.
+                    look_at_losses(iteration - 1, reduce=False)
+                    raise NonFiniteLoss(f"iteration {iteration}: {error}") from error
+                except torch.cuda.OutOfMemoryError as error:
+                    raise InputError(
+                        f"{len(batch)} images at a time do not fit the memory of the GPU; take the batch in more parts "
+                        f"with ACCUMULATE={2 * accumulate}, or on more GPUs, or lower the profile's input size"
+                    ) from error
+                names = list(losses)
+                terms = terms + torch.stack([losses[name].detach().float() for name in names]) / accumulate
+            recent.append(terms)
             scaler.step(optimizer)
             scaler.update()
             scheduler.step()
@@ -134,6 +157,11 @@ def train(
                     model.eval()
                     validation.append({"iteration": iteration, **validate(model, iteration)})
                     model.train()
+                    if board:
+                        for kind in ("segm", "bbox"):
+                            board.add_scalar(
+                                f"validation/{kind} AP", validation[-1][kind]["AP"] or 0, iteration
+                            )
                 if save and comm.is_main_process():
                     state = {name: part.state_dict() for name, part in parts.items()}
                     progress = {"iteration": iteration, "losses": history, "seconds": seconds}
@@ -145,11 +173,22 @@ def train(
                 report(iteration, float(np.median(seconds)))
                 clock = time.perf_counter()
     comm.synchronize()
+    if board:
+        board.close()
     result = {"losses": history, "validation": validation}
     result["seconds_per_iteration"] = float(np.median(seconds))
     if cfg.MODEL.DEVICE == "cuda":
         result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return result
+
+
+def _tensorboard(folder: Path, start: int):
+    """Where TensorBoard finds the run; None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard", purge_step=start + 1)
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -168,28 +207,28 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(parameters, solver.BASE_LR))
 
 
-def train_loader(cfg: CfgNode, dataset: List[Dict], start: int) -> DataLoader:
-    """Batches of this rank, from iteration ``start`` on; each a function of the seed and its position alone."""
-    per_rank, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+def train_loader(cfg: CfgNode, dataset: List[Dict], start: int, part: int, num_parts: int) -> DataLoader:
+    """A part of each batch, from iteration ``start`` on; each a function of the seed and its position alone."""
+    per_part, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, num_parts)
     if rest:
-        raise ValueError(
-            f"{cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {comm.get_world_size()} GPUs"
-        )
+        raise ValueError(f"{cfg.SOLVER.IMS_PER_BATCH} images a batch do not split into {num_parts} parts")
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dataset = [x for x in dataset if any(not a.get("iscrowd", 0) for a in x["annotations"])]
 
     def batches():
         buckets = ([], [])
-        for position, index in enumerate(TrainingSampler(len(dataset), seed=cfg.SEED)):
+        sampler = TrainingSampler(len(dataset), seed=cfg.SEED)
+        sampler._rank, sampler._world_size = part, num_parts  # it would ask for the process's own
+        for position, index in enumerate(sampler):
             # Wide and tall images are not batched together: that would be padding for the most part.
             wide = cfg.DATALOADER.ASPECT_RATIO_GROUPING and dataset[index]["width"] > dataset[index]["height"]
             bucket = buckets[wide]
             bucket.append((position, index))
-            if len(bucket) == per_rank:
+            if len(bucket) == per_part:
                 yield list(bucket)
                 bucket.clear()
 
-    mapped = _SeededImages(dataset, DatasetMapper(cfg, is_train=True), cfg.SEED, comm.get_rank())
+    mapped = _SeededImages(dataset, DatasetMapper(cfg, is_train=True), cfg.SEED, part)
     return DataLoader(
         mapped,
         batch_sampler=itertools.islice(batches(), start, None),
@@ -201,10 +240,10 @@ def train_loader(cfg: CfgNode, dataset: List[Dict], start: int) -> DataLoader:
 class _SeededImages(Dataset):
     """Images by (position in the stream, index): augmented by random numbers of the position alone."""
 
-    def __init__(self, dataset, mapper, seed, rank):
-        self.dataset, self.mapper, self.seed, self.rank = dataset, mapper, seed, rank
+    def __init__(self, dataset, mapper, seed, part):
+        self.dataset, self.mapper, self.seed, self.part = dataset, mapper, seed, part
 
     def __getitem__(self, key):
         position, index = key
-        np.random.seed(np.random.SeedSequence([self.seed, position, self.rank]).generate_state(1)[0])
+        np.random.seed(np.random.SeedSequence([self.seed, position, self.part]).generate_state(1)[0])
         return self.mapper(self.dataset[index])
