@@ -69,6 +69,26 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="(default: report/)")
     report.set_defaults(command=_report)
 
+    check = commands.add_parser(
+        "check-data", help="look at a data set in COCO format before anything is spent on it"
+    )
+    check.add_argument("json", type=Path, help="its instance file")
+    check.add_argument("images", type=Path, help="the folder of its images")
+    check.set_defaults(command=_check_data)
+
+    train = commands.add_parser("train", help="train on data of your own, in COCO format")
+    for split in ("train", "val"):
+        train.add_argument(f"--{split}", nargs=2, type=Path, metavar=("IMAGES", "JSON"), required=True)
+    train.add_argument(
+        "--variant", default="bmask_rcnn", help="a file of experiments/variants/ (default: bmask_rcnn)"
+    )
+    train.add_argument(
+        "--name", default="own", help="of the profile that is written, and the results (default: own)"
+    )
+    train.add_argument("--batch", type=int, default=0, help="images a batch (default: 16, or 2 on the CPU)")
+    train.add_argument("--iterations", type=int, default=0, help="(default: 12 passes over the data)")
+    train.set_defaults(command=_train)
+
     predict = commands.add_parser("predict", help="find instances in images of your own")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     predict.add_argument("--boundaries", action="store_true", help="also write maps of the boundaries")
@@ -104,14 +124,14 @@ def parser() -> argparse.ArgumentParser:
     submission.add_argument("--seed", type=int, default=0)
     submission.set_defaults(command=_submission)
 
-    for command in (reproduce, run, predictions):
+    for command in (reproduce, run, predictions, train):
         command.add_argument(
             "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
         )
         command.add_argument(
             "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
         )
-    for command in (reproduce, run, table, figure, curves, predictions):
+    for command in (reproduce, run, table, figure, curves, predictions, train):
         command.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     for command in (reproduce, run, table, figure, curves, predictions, work, submission):
         command.add_argument(
@@ -119,10 +139,11 @@ def parser() -> argparse.ArgumentParser:
             default="cpu",
             help="a file of experiments/profiles/ (default: cpu); PROFILE-batchN has N images a batch",
         )
-    for command in (reproduce, run, predictions, work, submission):
+    for command in (reproduce, run, predictions, train, work, submission):
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    for command in (reproduce, run, predictions, work, submission):
         command.add_argument("--data", help="folder of the data set")
-    for command in (reproduce, run, predictions, work):
+    for command in (reproduce, run, predictions, train, work):
         command.add_argument(
             "--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run"
         )
@@ -197,6 +218,35 @@ def _report(options) -> int:
     from . import report, runs
 
     print(report.build(options.out or runs.OUTPUT / "report"))
+
+
+def _check_data(options) -> int:
+    from .datasets.survey import survey, to_text
+
+    found = survey(options.json, options.images)
+    print(to_text(options.json.name, found))
+    return 2 if found.errors else 0
+
+
+def _train(options) -> int:
+    from . import config, own, runs
+    from .datasets import Split
+    from .datasets.survey import survey, to_text
+
+    options.data = None
+    seeds, device = config.parse_seeds(options.seeds), runs.check_device(_options(options))
+    splits = []
+    for images, json in (options.train, options.val):
+        found = survey(json, images)
+        print(to_text(json.name, found))
+        if found.errors:
+            raise InputError(f"{json} has errors, above; correct them first")
+        splits.append((Split(json, images), found))
+    print(own.write_profile(options.name, *splits, device, options.batch, options.iterations), flush=True)
+    if not runs.ensure([runs.Run(options.variant, options.name, s) for s in seeds], _options(options)):
+        return 1
+    page = own.write_page(options.variant, options.name, seeds, _options(options))
+    print(page.read_text(), page, sep="\n")
 
 
 def _predict(options) -> int:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List
@@ -15,9 +16,12 @@ from detectron2.projects.point_rend import add_pointrend_config
 
 from .errors import InputError
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-# What changes where and how fast a run is computed, but not what is computed.
-# The last two are what a variant may ask for, and count where one does, by what they set.
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXPERIMENTS = REPOSITORY / "experiments"
+# Everything that is written goes under this folder: data/, profiles/, runs/ and results/.
+OUTPUT = Path(os.environ.get("BMASK_OUTPUT", REPOSITORY))
+# What changes where and how fast a run is computed, but not what is computed. Other backbones are what a variant may
+# ask for, and count where one does, by what they set; what data are counts by their fingerprint.
 NOT_IDENTITY = (
     "OUTPUT_DIR",
     "MODEL.DEVICE",
@@ -28,6 +32,10 @@ NOT_IDENTITY = (
     "STUDY.COST_INPUT",
     "STUDY.DEEPER_RESNET",
     "STUDY.HRNET",
+    "STUDY.OWN.TRAIN_JSON",
+    "STUDY.OWN.TRAIN_IMAGES",
+    "STUDY.OWN.VAL_JSON",
+    "STUDY.OWN.VAL_IMAGES",
 )
 
 
@@ -82,8 +90,9 @@ def add_bmask_config(cfg: CN) -> None:
 def add_study_config(cfg: CN) -> None:
     """Add the keys of the study: data, and how a run is carried out."""
     cfg.STUDY = CN()
-    # "shapes" (generated), "nuclei", "coco" or "cityscapes".
+    # "shapes" (generated), "nuclei", "coco", "cityscapes", or "own" with its four places.
     cfg.STUDY.DATASET = "shapes"
+    cfg.STUDY.OWN = CN({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
     cfg.STUDY.SHAPES = CN()
     # The seed of the pictures. It is not the seed of the run: all runs see the same data.
     cfg.STUDY.SHAPES.SEED = 0
@@ -233,8 +242,13 @@ def parse_seeds(seeds) -> List[int]:
 
 
 def available(kind: str) -> List[str]:
-    """The names of all variants or profiles, ``kind`` being "variant" or "profile"."""
-    return sorted(path.stem for path in (EXPERIMENTS / f"{kind}s").glob("*.yaml"))
+    """The names of all variants or profiles, ``kind`` being "variant" or "profile", those of your own included."""
+    return sorted(_files(kind))
+
+
+def _files(kind: str) -> Dict[str, Path]:
+    folders = (OUTPUT / f"{kind}s", EXPERIMENTS / f"{kind}s")
+    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
 
 
 def nearest(kind: str, name: str, names: List[str]) -> InputError:
@@ -246,7 +260,7 @@ def nearest(kind: str, name: str, names: List[str]) -> InputError:
 
 
 def _find(kind: str, name: str) -> Path:
-    names = available(kind)
-    if name not in names:
-        raise nearest(kind, name, names)
-    return EXPERIMENTS / f"{kind}s" / f"{name}.yaml"
+    files = _files(kind)
+    if name not in files:
+        raise nearest(kind, name, sorted(files))
+    return files[name]

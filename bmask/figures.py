@@ -214,6 +214,21 @@ def _examples(profile: str, seeds: List[int]) -> Drawn:
     return {"figure2": (draw.pictures(rows, side=1.0), caption)}
 
 
+def shown_images(run: runs.Run, count: int) -> Figure:
+    """The first test images with their truth, and what a run finds in them and where it sees boundaries."""
+    images, found = predictions.load_images(run.profile), predictions.load(run)
+    rows = {}
+    for k in range(min(count, len(images.pictures))):
+        picture, inside = images.pictures[k], np.flatnonzero(images.image_of == k)
+        rows[f"image {k + 1}"] = {
+            "ground truth": Panel(picture, [(images.masks[n], TRUTH) for n in inside]),
+            run.variant: Panel(picture, [(mask, draw.OURS) for mask in _pasted(found, images, k)]),
+        }
+        if found.boundaries is not None:
+            rows[f"image {k + 1}"]["boundaries"] = Panel(_pasted(found, images, k, boundaries=True))
+    return draw.pictures(rows, side=1.8)
+
+
 def _pasted(found: Predictions, images: Images, k: int, boundaries: bool = False) -> np.ndarray:
     """The detections in picture k: masks (D, H, W), bool, or the strongest boundary (H, W), in [0, 1]."""
     height, width = images.pictures[k].shape[:2]

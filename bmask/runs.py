@@ -29,13 +29,11 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from . import config, datasets, evaluate, submission
+from .config import OUTPUT, REPOSITORY
 from .errors import InputError
 from .files import write_bytes
 from .train import NonFiniteLoss, train
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-# Everything that is written goes under this folder: data/, runs/ and results/.
-OUTPUT = Path(os.environ.get("BMASK_OUTPUT", REPOSITORY))
 FAILED = 3  # exit status of a run whose loss was not finite
 
 

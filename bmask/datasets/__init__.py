@@ -72,6 +72,14 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
             f"coarse annotations are made from the exact masks of the embedded shapes, and {name} has none: use "
             "PROFILE=cpu or gpu"
         )
+    if name == "own":
+        if data:
+            raise InputError(f"DATA is {data}, but this profile names its own data: leave DATA out")
+        own = cfg.STUDY.OWN
+        return {
+            "train": Split(Path(own.TRAIN_JSON), Path(own.TRAIN_IMAGES)),
+            "val": Split(Path(own.VAL_JSON), Path(own.VAL_IMAGES)),
+        }
     if name == "nuclei":
         folder = _existing(data or output / "data/nuclei", "`python -m bmask prepare-nuclei` makes one")
         return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
@@ -91,7 +99,7 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
             )
             for s in ("train", "val")
         }
-    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco and cityscapes")
+    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco, cityscapes and own")
 
 
 def coco_folder(data: Optional[Path]) -> Path:

@@ -20,7 +20,7 @@ REQUIRED = {
 }
 
 
-class _Flaw(Exception):
+class Flaw(Exception):
     """What is wrong with one annotation, and what to do; the caller knows where."""
 
 
@@ -33,7 +33,7 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
     Raises InputError at the first flaw.
     """
     json_file, image_root = Path(json_file), Path(image_root)
-    data = _parse(json_file)
+    data = parse(json_file)
     images = _by_id(json_file, "image", data["images"])
     categories = _by_id(json_file, "category", data["categories"])
     for image in data["images"]:
@@ -51,12 +51,12 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
         image_id = annotation["image_id"]
         image = images.get(image_id) if isinstance(image_id, (int, str)) else None
         try:
-            area = _checked_area(annotation, image, categories)
+            area = checked_area(annotation, image, categories)
             if area == 0 and not drop_zero_area:
-                raise _Flaw(
+                raise Flaw(
                     "has a mask of zero area; remove it or have such annotations dropped (drop_zero_area)"
                 )
-        except _Flaw as flaw:
+        except Flaw as flaw:
             owner = f" of image {image['id']} ({image['file_name']})" if image else ""
             raise InputError(f"Annotation {annotation['id']}{owner} in {json_file} {flaw}.") from None
         if area == 0:
@@ -81,7 +81,7 @@ def fingerprint(*json_files: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parse(json_file: Path) -> dict:
+def parse(json_file: Path) -> dict:
     """The file's content, with the lists and the keys that make it a COCO instance file."""
     collecting = gc.isenabled()
     gc.disable()  # millions of new lists and no garbage: collecting takes most of the time for COCO train2017
@@ -155,15 +155,15 @@ def check_files(json_file: Path, image_root: Path, images: list[dict]) -> None:
         )
 
 
-def _checked_area(annotation: dict, image: dict | None, categories: dict) -> float:
-    """The area of an annotation's mask in pixels; raises _Flaw where the annotation is not sound."""
+def checked_area(annotation: dict, image: dict | None, categories: dict) -> float:
+    """The area of an annotation's mask in pixels; raises Flaw where the annotation is not sound."""
     if image is None:
-        raise _Flaw(
+        raise Flaw(
             f"names image {annotation['image_id']!r}, which the file does not list; add the image or"
             " remove the annotation"
         )
     if not isinstance(annotation["category_id"], (int, str)) or annotation["category_id"] not in categories:
-        raise _Flaw(
+        raise Flaw(
             f"names category {annotation['category_id']!r}, which the file does not list; add the category or"
             " correct the annotation"
         )
@@ -173,7 +173,7 @@ def _checked_area(annotation: dict, image: dict | None, categories: dict) -> flo
         or len(bbox) != 4
         or not all(isinstance(side, (int, float)) for side in bbox)
     ):
-        raise _Flaw("has a bbox that is not four numbers; write [x, y, width, height]")
+        raise Flaw("has a bbox that is not four numbers; write [x, y, width, height]")
     return _area(annotation["segmentation"], image["height"], image["width"])
 
 
@@ -182,29 +182,27 @@ def _area(segmentation: list | dict, height: int, width: int) -> float:
     if isinstance(segmentation, dict):
         return _rle_area(segmentation, height, width)
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        raise _Flaw(
+        raise Flaw(
             "has a segmentation that is neither a list of polygons nor an RLE; write it as one of them"
         )
     total = 0.0
     for polygon in segmentation:
         if len(polygon) % 2:
-            raise _Flaw(
-                f"has a polygon of {len(polygon)} numbers, an odd count; write x and y of every point"
-            )
+            raise Flaw(f"has a polygon of {len(polygon)} numbers, an odd count; write x and y of every point")
         if len(polygon) < 6:
             points = "1 point" if len(polygon) == 2 else f"{len(polygon) // 2} points"
-            raise _Flaw(f"has a polygon of {points} where three are needed; correct or remove the annotation")
+            raise Flaw(f"has a polygon of {points} where three are needed; correct or remove the annotation")
         xs, ys = polygon[0::2], polygon[1::2]
         try:
             total += abs(sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))) / 2
         except TypeError:
-            raise _Flaw("has a polygon whose coordinates are not all numbers; correct them") from None
+            raise Flaw("has a polygon whose coordinates are not all numbers; correct them") from None
     return total if total > 1e-6 else 0.0  # rounding leaves a little on points in a line
 
 
 def _rle_area(rle: dict, height: int, width: int) -> int:
     if rle.get("size") != [height, width]:
-        raise _Flaw(
+        raise Flaw(
             f"has an RLE of size {rle.get('size')} where the image is [{height}, {width}]; encode the mask"
             " at the image's own size"
         )
@@ -212,7 +210,7 @@ def _rle_area(rle: dict, height: int, width: int) -> int:
     runs = _decode(counts) if isinstance(counts, str) else counts
     sound = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not sound or sum(runs) != height * width:
-        raise _Flaw("has an RLE that does not decode to its image's number of pixels; encode the mask again")
+        raise Flaw("has an RLE that does not decode to its image's number of pixels; encode the mask again")
     return sum(runs[1::2])
 
 

@@ -1,0 +1,176 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from bmask import config, runs
+from bmask.__main__ import main
+from bmask.datasets import shapes
+from bmask.datasets.survey import survey, to_text
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A data set of someone's own: polygons to train on, masks to test on."""
+    folder = tmp_path_factory.mktemp("mine") / "set"
+    shapes.generate(folder, seed=4, num_train=6, num_val=3, image_size=64)
+    shapes.coarsen(folder, "train", 0.04)
+    return folder
+
+
+def places(folder):
+    train = folder / "images/train", folder / "annotations/instances_train_coarse0.04.json"
+    return train, (folder / "images/val", folder / "annotations/instances_val_fine.json")
+
+
+def arguments(folder, *more):
+    train, val = places(folder)
+    return [*map(str, ["train", "--train", *train, "--val", *val, "--device", "cpu", *more])]
+
+
+def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
+    process = bmask(*arguments(mine, "--name", "mine", "--iterations", "4"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("instances_train_coarse0.04.json: 6 images,")
+    (chosen,) = [line for line in lines if line.startswith("ResNet-18-FPN from scratch")]
+    assert "4 classes; input 64" in chosen and "2 images a batch, learning rate 0.001" in chosen
+    assert "4 iterations (as asked)" in chosen
+    results = tmp_path / "results/mine"
+    assert lines[-1] == str(results / "bmask_rcnn.md")
+    page = (results / "bmask_rcnn.md").read_text()
+    assert "| masks" in page and "| boundaries" in page
+    for name in ("bmask_rcnn_curves.png", "bmask_rcnn_images.png"):
+        assert name in page and cv2.imread(str(results / name)).shape[1] > 300
+    (record,) = [json.loads(path.read_text()) for path in (results / "runs").glob("*.json")]
+    assert list(record["metrics"]["segm"]["per_class"]) == list(shapes.CLASSES)
+    # The same command finds everything made; the profile serves the other commands as well.
+    process = bmask(*arguments(mine, "--name", "mine", "--iterations", "4"))
+    assert process.wait(timeout=120) == 0
+    process = bmask("table", "3", "--profile", "mine")
+    out, _ = process.communicate(timeout=60)
+    assert "profile `mine`" in out and process.returncode == 0
+
+
+def test_the_schedule_is_scaled_to_the_data_and_the_batch(mine, monkeypatch, tmp_path):
+    from bmask import own
+    from bmask.datasets import Split
+
+    monkeypatch.setattr(config, "OUTPUT", tmp_path)
+    pair = [(Split(j, i), survey(j, i)) for i, j in places(mine)]
+    grown = pair[0][1]._replace(image_sizes=np.full((30_000, 2), 960), sides=np.full(9, 300.0))
+    pair[0] = (pair[0][0], grown)
+    chosen = own.write_profile("big", *pair, device="cuda", batch=8)
+    cfg = config.resolve("bmask_rcnn", "big")
+    assert cfg.SOLVER.IMS_PER_BATCH == 8 and cfg.SOLVER.BASE_LR == 0.01
+    assert cfg.SOLVER.MAX_ITER == 12 * 30_000 // 8 and tuple(cfg.SOLVER.STEPS) == (30_000, 40_000)
+    assert cfg.INPUT.MIN_SIZE_TEST == 800 and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
+    assert cfg.MODEL.WEIGHTS.endswith("R-50.pkl") and cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [32]
+    assert "45000 iterations (12 passes over 30000 images" in chosen
+    with pytest.raises(own.InputError, match="there is a profile big already"):
+        own.write_profile("big", *pair, device="cuda")
+    with pytest.raises(own.InputError, match="there is a profile cpu already"):
+        own.write_profile("cpu", *pair, device="cuda")
+    other = pair[1][1]._replace(classes={"cat": 3})
+    with pytest.raises(own.InputError, match="has the classes cat"):
+        own.write_profile("new", pair[0], (pair[1][0], other), device="cuda")
+
+
+@pytest.fixture
+def defects(tmp_path):
+    """A data set with one of each defect."""
+    for name in "abcde":
+        picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:500])
+    images = [{"id": k, "file_name": f"{n}.png", "height": 40, "width": 50} for k, n in enumerate("abcdef")]
+    images[1]["height"] = 41
+    images.append({"id": 3, "file_name": "e.png", "height": 40, "width": 50})
+    square = [[5, 5, 15, 5, 15, 15, 5, 15]]
+
+    def annotation(number, segmentation=square, **more):
+        entry = {"id": number, "image_id": 0, "category_id": 1, "bbox": [5, 5, 10, 10], "area": 100}
+        return {**entry, "iscrowd": 0, "segmentation": segmentation, **more}
+
+    annotations = [
+        annotation(1),
+        annotation(1, image_id=4),
+        annotation(2, image_id=99),
+        annotation(3, category_id=7),
+        annotation(4, bbox=[5, 5, 0, 10], image_id=3),
+        annotation(5, [[5, 5, 15, 15]]),
+        annotation(6, [[5, 5, 10, 10, 15, 15]]),
+        annotation(7, {"size": [4, 4], "counts": [16]}),
+        annotation(8, {"size": [40, 50], "counts": [1, 2]}),
+        annotation(9, {"size": [40, 50], "counts": [100, 50, 1850]}, iscrowd=1, image_id=3),
+        annotation(10, bbox=[45, 5, 20, 10], image_id=4),
+    ]
+    content = {"images": images, "annotations": annotations}
+    content["categories"] = [{"id": 1, "name": "thing"}, {"id": 2, "name": "unused"}]
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_the_data_check_finds_one_of_each_defect(defects):
+    found = survey(defects / "bad.json", defects)
+    errors, warnings = "\n".join(found.errors), "\n".join(found.warnings)
+    for words in (
+        "1 images are not in",
+        "(f.png)",
+        "1 images cannot be read, or are cut off (c.png)",
+        "1 images have another size than the file says (b.png)",
+        "Duplicate image ID",
+        "Duplicate annotation ID",
+        "image IDs not present in images (2)",
+        "category IDs not present in categories (3)",
+        "has a polygon of 2 points where three are needed; correct or remove the annotation (5)",
+        "has a mask of zero area; remove it (6)",
+        "has an RLE of size [4, 4] where the image is [40, 50]",
+        "has an RLE that does not decode to its image's number of pixels; encode the mask again (8)",
+    ):
+        assert words in errors, words
+    for words in (
+        "degenerate bboxes",
+        "outside the image",
+        "zero annotation instances (2)",
+        "more than once (e.png)",
+    ):
+        assert words in warnings, words
+    assert found.crowds == 1 and found.rle and found.classes == {"thing": 10, "unused": 0}
+    text = to_text("bad.json", found)
+    assert len(text.splitlines()) <= 24 and "and 3 more kinds" in text
+
+
+def test_the_data_check_says_how_large_objects_are_and_how_coarse_polygons(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 200, 3), np.uint8))
+    squares = [[10, 10, 10 + side, 10, 10 + side, 10 + side, 10, 10 + side] for side in (20, 40, 60)]
+    annotations = [
+        {"id": k, "image_id": 1, "category_id": 1, "bbox": [10, 10, s, s], "area": s * s, "iscrowd": 0}
+        | {"segmentation": [square]}
+        for k, (s, square) in enumerate(zip((20, 40, 60), squares), 1)
+    ]
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 100, "width": 200}]}
+    content |= {"annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
+    path = tmp_path / "good.json"
+    path.write_text(json.dumps(content))
+    found = survey(path, tmp_path)
+    assert list(found.sides) == [20, 40, 60] and found.edges[:, 0].tolist() == [20, 40, 60]
+    assert found.edges[:, 1].tolist() == [1, 1, 1] and found.objects.tolist() == [3]
+    assert main(["check-data", str(path), str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "20 to 60 pixels" in out and "median 40; 33% below 32" in out
+    assert "a point every 40.0 pixels, 100% of the object's size" in out
+
+
+def test_errors_of_the_data_stop_everything_before_it_is_started(mine, defects, capsys, output):
+    assert main(["check-data", str(defects / "bad.json"), str(defects)]) == 2
+    capsys.readouterr()
+    command = arguments(mine)
+    command[2:4] = [str(defects), str(defects / "bad.json")]
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert "bmask: " in err and "has errors, above; correct them first" in err and "error" in out
+    assert not (output / "runs").exists() and not (config.OUTPUT / "profiles").exists()
+    assert runs.OUTPUT == output
