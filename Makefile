@@ -22,7 +22,7 @@ READY = $(VENV)/bmask-$(DETECTRON2).ready
 FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
 RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --jobs $(JOBS) $(if $(REUSE),--reuse)
 
-.PHONY: help setup test lab report clean submission-coco submission-cityscapes
+.PHONY: help setup test lab report verify-results clean submission-coco submission-cityscapes
 .DEFAULT_GOAL := help
 
 help:  ## list the targets and variables
@@ -75,6 +75,9 @@ lab: setup  ## open JupyterLab on the notebooks, at their table of contents
 
 report: setup  ## build report/index.html, a site of all results that opens without server or network
 	@$(BIN)/python -m bmask report
+
+verify-results: setup  ## make everything in results/ anew from its records, and fail on any difference
+	@$(BIN)/python -m bmask verify
 
 clean:  ## remove runs, generated data, report and caches; results/ and .venv stay
 	rm -rf runs data/shapes-* report .pytest_cache

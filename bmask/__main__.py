@@ -69,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="(default: report/)")
     report.set_defaults(command=_report)
 
+    verify = commands.add_parser(
+        "verify", help="make everything in results/ anew from its records, and compare"
+    )
+    verify.set_defaults(command=_verify)
+
     check = commands.add_parser(
         "check-data", help="look at a data set in COCO format before anything is spent on it"
     )
@@ -218,6 +223,14 @@ def _report(options) -> int:
     from . import report, runs
 
     print(report.build(options.out or runs.OUTPUT / "report"))
+
+
+def _verify(options) -> int:
+    from . import report
+
+    found = report.differences()
+    print(*found, f"{len(found)} differences", sep="\n")
+    return 1 if found else 0
 
 
 def _check_data(options) -> int:

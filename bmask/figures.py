@@ -349,7 +349,11 @@ def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
     drawn = {"figure6": (draw.pictures(rows, side=1.0), caption)}
 
     frame = pd.DataFrame(
-        {"variant": v, "measure": measure, **_bootstrapped([p.quality for p in kept[v].values()], measure)}
+        {
+            "variant": v,
+            "measure": measure,
+            **bootstrapped([(p.quality["image"], p.quality[measure]) for p in kept[v].values()]),
+        }
         for measure, v in product(("thickness", "precision", "recall"), kinds)
     )
     calibrations = {v: sum(p.calibration for p in kept[v].values()) for v in kinds}
@@ -412,10 +416,14 @@ def _crop(images: Images, n: int) -> np.ndarray:
     return picture[rows][:, columns]
 
 
-def _bootstrapped(qualities: List[Dict[str, np.ndarray]], measure: str) -> Dict[str, float]:
-    """The mean of a measure over objects and seeds, and its 95% bootstrap interval over images and seeds."""
-    values = np.stack([quality[measure] for quality in qualities])  # seed x object
-    image = qualities[0]["image"].astype(int)
+def bootstrapped(measured: Sequence[Tuple[np.ndarray, np.ndarray]]) -> Dict[str, float]:
+    """The mean over objects and seeds, and its 95% bootstrap interval over images and seeds.
+
+    Args:
+        measured: for each seed the image of each object, (M,), the same for all, and a value, (M,), or NaN.
+    """
+    values = np.stack([value for _, value in measured])  # seed x object
+    image = measured[0][0].astype(int)
     number = image.max() + 1
     sums = np.stack([np.bincount(image, np.nan_to_num(row), number) for row in values])
     counts = np.stack([np.bincount(image, ~np.isnan(row), number) for row in values])

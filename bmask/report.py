@@ -7,6 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Dict, List
 
+import cv2
+import numpy as np
+from tqdm import tqdm
+
 from . import figures, runs, tables
 from .errors import InputError
 from .files import write_bytes
@@ -40,6 +44,61 @@ def write_page(profile: str) -> Path:
     path = folder / "README.md"
     write_bytes(path, ("\n\n".join(parts) + "\n").encode())
     return path
+
+
+def differences() -> List[str]:
+    """What in ``results/`` is not what its records give: all of it is made anew elsewhere and compared.
+
+    Texts have to be the same, pictures the same to the eye: where a machine rounds otherwise, a pixel may be another.
+    """
+    results, found = runs.OUTPUT / "results", []
+    with tempfile.TemporaryDirectory() as draft:
+        anew = Path(draft) / "results"
+        shutil.copytree(results, anew)
+        for path in _derived(anew):
+            path.unlink()
+        output, runs.OUTPUT = runs.OUTPUT, Path(draft)
+        try:
+            for path in tqdm(sorted(anew.glob("*/made.json")), desc="made anew", unit="profile"):
+                for item, seeds in tables.made(path.parent.name).items():
+                    number = item.removeprefix(figures.PREFIX)
+                    (figures if _is_figure(item) else tables).write(number, path.parent.name, seeds)
+                write_page(path.parent.name)
+        finally:
+            runs.OUTPUT = output
+        names = {p.relative_to(results) for p in _derived(results)} | {
+            p.relative_to(anew) for p in _derived(anew)
+        }
+        for name in sorted(names):
+            if not (results / name).exists():
+                found.append(f"{name} is missing")
+            elif not (anew / name).exists():
+                found.append(f"{name} is not made from any record")
+            elif not _same(results / name, anew / name):
+                found.append(f"{name} is not what the records give")
+    return found
+
+
+def _derived(results: Path) -> List[Path]:
+    """What is made from records: not the records themselves, what was measured, and notebooks."""
+    kept = ("made.json", "cost.json")
+    return [
+        path
+        for path in results.glob("*/**/*")
+        if path.is_file()
+        and path.name not in kept
+        and path.suffix != ".ipynb"
+        and path.parent.name not in ("runs", "predictions")
+    ]
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.suffix == ".svg":
+        return True  # the figure of the .png beside it
+    if one.suffix != ".png":
+        return one.read_bytes() == other.read_bytes()
+    a, b = (cv2.imread(str(path)).astype(float) for path in (one, other))
+    return a.shape == b.shape and np.abs(a - b).mean() < 1
 
 
 def build(folder: Path) -> Path:

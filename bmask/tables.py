@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -173,24 +173,26 @@ def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple
         metric: a column of the paper, or the difference of two, such as "AP75 - AP50".
 
     Returns:
-        Its ends in AP points; two NaN where the rows are one, or records without resamples or other images.
+        Its ends in AP points; two NaN where the rows are one, or records without resamples or other data.
     """
+    shared = ours.keys() & base.keys()
+    if any(ours[s].get("data_fingerprint") != base[s].get("data_fingerprint") for s in shared):
+        return float("nan"), float("nan")
+    return contrast([(1, ours), (-1, base)], metric)
+
+
+def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> Tuple[float, float]:
+    """The interval of a sum of rows with signs, all tested on the same images; see :func:`interval`."""
     nothing = (float("nan"), float("nan"))
-    shared = sorted(ours.keys() & base.keys())
-    pairs = [
-        [_resamples(record, metric) for record in (ours[s], base[s])]
-        for s in shared
-        if ours[s].get("data_fingerprint") == base[s].get("data_fingerprint")
-    ]
-    if not pairs or any(side is None for pair in pairs for side in pair) or len(pairs) < len(shared):
+    seeds = sorted(set.intersection(*(set(records) for _, records in terms)))
+    drawn = [[_resamples(records[s], metric) for s in seeds] for _, records in terms]
+    if not seeds or any(values is None for row in drawn for values in row):
         return nothing
-    sides = np.array(pairs, dtype=float)  # seed x (ours, base) x resample
-    differences = sides[:, 0] - sides[:, 1]
-    if not differences.any():
+    sums = sum(sign * np.array(row) for (sign, _), row in zip(terms, drawn))  # seed x resample
+    if not sums.any():
         return nothing
-    resamples = differences.shape[1]
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(len(pairs), resamples))
-    means = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
+    chosen = np.random.default_rng(0).integers(len(seeds), size=sums.shape)
+    means = np.take_along_axis(sums, chosen, axis=0).mean(axis=0)
     low, high = np.nanpercentile(means, [2.5, 97.5])
     return float(low), float(high)
 
