@@ -92,7 +92,9 @@ def parser() -> argparse.ArgumentParser:
             "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
         )
         command.add_argument(
-            "--launcher", default="local", help="local, processes of this machine, or slurm, jobs of its cluster"
+            "--launcher",
+            default="local",
+            help="local, processes of this machine, or slurm, jobs of its cluster",
         )
         command.add_argument(
             "--slurm",

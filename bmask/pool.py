@@ -3,7 +3,9 @@
 Either way a run is carried out by ``python -m bmask work`` and says how far it is in its folder.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import runpy
 import shlex
@@ -169,6 +171,7 @@ class Slurm:
 
     pause = 1.0
     interval = 5.0  # seconds between two questions to Slurm
+    patience = 60.0  # seconds for a record to be seen
 
     def __init__(self, options: runs.Options, run: runs.Run):
         if not importlib.util.find_spec("submitit"):
@@ -176,12 +179,14 @@ class Slurm:
                 "LAUNCHER=slurm needs the package submitit, which is not installed: run `make setup`"
             )
         missing = [
-            command for command in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(command)
+            command
+            for command in ("sbatch", "srun", "sinfo", "squeue", "scancel")
+            if not shutil.which(command)
         ]
         if missing:
             raise InputError(
-                f"LAUNCHER=slurm needs Slurm's {missing[0]}, which is not on the PATH: start this on a node of a cluster, "
-                "or use LAUNCHER=local"
+                f"LAUNCHER=slurm needs Slurm's {missing[0]}, which is not on the PATH: start this on a node of a "
+                "cluster, or use LAUNCHER=local"
             )
         given = _parsed(options.slurm)
         device = options.device
@@ -201,7 +206,7 @@ class Slurm:
             self.parameters["gpus_per_node"] = options.num_gpus
         self.parameters.update(given)
         self.processes = self.parameters["nodes"] * self.parameters["ntasks_per_node"]
-        self._states, self._asked = {}, float("-inf")
+        self._states, self._codes, self._asked = {}, {}, float("-inf")
 
     def start(self, run: runs.Run) -> "_Job":
         folder = run.folder.absolute() / "slurm"
@@ -216,35 +221,39 @@ class Slurm:
         import submitit
         from submitit.core.utils import FailedJobError
 
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=1000)
-        known = executor._valid_parameters()
-        parameters = {key: value for key, value in self.parameters.items() if key in known}
-        others = {key: value for key, value in self.parameters.items() if key not in known}
+        given = dict(self.parameters)
         variables = {**_environment(run), "BMASK_OUTPUT": str(Path(runs.OUTPUT).absolute())}
-        parameters["setup"] = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
-        parameters["setup"] += ["unset BMASK_PARENT", *filter(None, [self.parameters.get("setup")])]
+        setup = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+        setup += ["unset BMASK_PARENT", *filter(None, [given.pop("setup", None)])]
         srun = {
-            # srun takes this number from sbatch no more.
-            "cpus-per-task": parameters["cpus_per_task"],
+            # srun does not take this number from sbatch.
+            "cpus-per-task": given["cpus_per_task"],
             "kill-on-bad-exit": 1,
             "wait": 0,  # the first rank evaluates when the others are done
             "output": run.folder.absolute() / "log.txt",
             "open-mode": "append",
         }
-        parameters["srun_args"] = [f"--{key}={value}" for key, value in srun.items()]
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=1000)
+        known = executor._valid_parameters() - {
+            "additional_parameters",
+            "srun_args",
+            "stderr_to_stdout",
+            "use_srun",
+        }
+        others = {key: given.pop(key) for key in set(given) - known}
         executor.update_parameters(
-            **parameters,
-            job_name=run.name,
+            **{"job_name": run.name, **given},
+            setup=setup,
+            srun_args=[f"--{key}={value}" for key, value in srun.items()],
             stderr_to_stdout=True,
             additional_parameters={"requeue": True, **others},
         )
         try:
-            job = executor.submit(_Work(_arguments(run, self.device, 1, self.data)))
+            with contextlib.redirect_stderr(io.StringIO()):  # said again by the exception
+                job = executor.submit(_Work(_arguments(run, self.device, 1, self.data)))
         except FailedJobError as error:
             reason = (str(error).strip().splitlines() or ["nothing"])[-1]
-            raise InputError(
-                f"Slurm does not take the job of {run.name}: correct SLURM; it says: {reason}"
-            ) from None
+            raise InputError(f"Slurm does not take the job of {run.name}, correct SLURM: {reason}") from None
         write_bytes(noted, job.job_id.encode())
         self._states[job.job_id] = "PENDING"
         return _Job(job.job_id, run, self)
@@ -252,14 +261,22 @@ class Slurm:
     def state(self, job: str) -> str:
         """Slurm's name of a job's state, not older than ``interval``; COMPLETED for a job that it knows no more."""
         if time.monotonic() - self._asked > self.interval:
-            command = ["squeue", "--me", "--noheader", "--states=all", "--format=%i %T"]
+            command = ["squeue", "--me", "--noheader", "--states=all", "--Format=JobID,State,exit_code"]
             answer = subprocess.run(command, capture_output=True, text=True)
             if (
                 answer.returncode == 0
             ):  # else the controller is busy or restarts: what it said last still holds
-                self._states = dict(line.split() for line in answer.stdout.splitlines())
+                rows = [line.split() for line in answer.stdout.splitlines()]
+                self._states = {job: state for job, state, *_ in rows}
+                self._codes = {job: code for job, _, code in rows}
             self._asked = time.monotonic()
         return self._states.get(job, "COMPLETED")
+
+    def exit_status(self, job: str) -> Union[int, str]:
+        """Of a job that is over: its state where it has not ended by itself."""
+        code = self._codes.get(job, "")
+        state = self.state(job)
+        return os.waitstatus_to_exitcode(int(code)) if state == "FAILED" and code.isdigit() else state
 
     def stop(self, workers: List["_Job"]) -> None:
         if not workers:
@@ -275,12 +292,18 @@ class Slurm:
 class _Job:
     def __init__(self, id: str, run: runs.Run, slurm: Slurm):
         self.id, self.run, self.slurm = id, run, slurm
+        self.completed = None  # seconds of a clock
 
     def poll(self) -> Union[int, str, None]:
         if self.run.own_record.exists():
+            runs.publish(self.run)  # if this process sees the record before the job has done it
             return 0
         state = self.slurm.state(self.id)
-        return state if state in SLURM_OVER else None
+        if state == "COMPLETED":
+            # A file of another machine may be seen some time after it was written.
+            self.completed = self.completed or time.monotonic()
+            return None if time.monotonic() < self.completed + self.slurm.patience else state
+        return self.slurm.exit_status(self.id) if state in SLURM_OVER else None
 
     def phase(self, progress: Dict) -> str:
         state = self.slurm.state(self.id)

@@ -67,6 +67,8 @@ def join(store: distributed.Store, device: str) -> None:
     local_ranks = comm.all_gather(local_rank)
     per_machine = max(local_ranks) + 1
     if local_ranks != [r % per_machine for r in range(world_size())]:
-        raise InputError("the machines of this run have different numbers of processes: start as many on each")
+        raise InputError(
+            "the machines of this run have different numbers of processes: start as many on each"
+        )
     comm.create_local_process_group(per_machine)
     comm.synchronize()

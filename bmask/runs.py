@@ -187,7 +187,9 @@ def _checked_data(runs: List[Run], options: Options, processes: int) -> datasets
     over = f"NUM_GPUS={processes}" if processes == options.num_gpus else f"{processes} processes"
     for run in runs:
         if run.cfg.SOLVER.IMS_PER_BATCH % processes:
-            raise InputError(f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {over}: use a divisor")
+            raise InputError(
+                f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {over}: use a divisor"
+            )
     folder = options.data and Path(options.data)
     prepared = {}  # few runs, if any, have other data than the first
     for run in runs:
