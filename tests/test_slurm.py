@@ -178,19 +178,7 @@ def seconds_in_checkpoint(run):
 
 
 def test_table_3_survives_a_preemption_and_the_end_of_who_waits_for_it(slurm, output, bmask):
-    command = (
-        "run",
-        "--table",
-        "3",
-        "--profile",
-        "smoke",
-        "--device",
-        "cpu",
-        "--launcher",
-        "slurm",
-        "--slurm",
-        "time=30",
-    )
+    command = ("run", "--table", "3", *ONE[3:], "--launcher", "slurm", "--slurm", "time=30")
     wanted = tables.table_runs("3", "smoke", [0])
     first = bmask(*command)
     preempted = wait_for(
@@ -206,14 +194,13 @@ def test_table_3_survives_a_preemption_and_the_end_of_who_waits_for_it(slurm, ou
     kept = seconds_in_checkpoint(preempted)
     status, _, err = finished(bmask(*command))
     assert status == 0, err
-    assert "5 of 5 runs done" in err
-    assert len(wanted) == 5
+    assert "runs done: 100%" in err and len(wanted) == 5
     for run in wanted:
         assert run.record()["metrics"]["segm"]["AP"] >= 0 and len(run.record()["losses"]) == 6
         # No run was submitted twice: the second command took up the jobs of the first.
         assert len(list((run.folder / "slurm").glob("[0-9]*_submission.sh"))) == 1
     log = (preempted.folder / "log.txt").read_text()
-    assert "this job is preempted" in log or "this job is timed-out" in log
+    assert "this job is preempted" in log
     assert log.count("Starting with JobEnvironment") == 2
     assert seconds_in_checkpoint(preempted)[: len(kept)] == kept
 
@@ -245,6 +232,5 @@ def test_of_a_failed_job_the_last_line_is_shown(slurm, output, bmask):
     assert status == 1
     last = (RUN.folder / "log.txt").read_text().strip().splitlines()[-1]
     assert f"{RUN.name} stopped with status 1; the last line of {RUN.folder / 'log.txt'} is: {last}" in err
-    assert "UnpicklingError" in last or "Error" in last
     status, _, err = finished(bmask(*ONE, "--launcher", "slurm", "--slurm", "partition=none"))
     assert status == 2 and "invalid partition" in err and "Traceback" not in err
