@@ -6,6 +6,8 @@ NUM_GPUS ?= 1
 JOBS ?= 0
 DATA ?=
 REUSE ?=
+LAUNCHER ?= local
+SLURM ?=
 VARIANT ?= bmask_rcnn
 SEED ?= 0
 
@@ -20,7 +22,8 @@ WHEEL = $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
 BIN = $(VENV)/bin
 READY = $(VENV)/bmask-$(DETECTRON2).ready
 FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
-RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --jobs $(JOBS) $(if $(REUSE),--reuse)
+RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --jobs $(JOBS) $(if $(REUSE),--reuse) \
+  --launcher $(LAUNCHER) $(if $(SLURM),--slurm $(SLURM))
 
 .PHONY: help setup test lab report verify-results clean submission-coco submission-cityscapes
 .DEFAULT_GOAL := help
@@ -37,6 +40,8 @@ help:  ## list the targets and variables
 	@echo "  JOBS=0          runs at a time; 0: one a core, or one on a GPU"
 	@echo "  DATA=           folder of the data set, for nuclei, paper and paper_cityscapes"
 	@echo "  REUSE=          1 takes the committed records instead of training anew"
+	@echo "  LAUNCHER=local  slurm makes each run a job of the Slurm cluster that this machine belongs to, and"
+	@echo "  SLURM=          has what jobs are submitted with, such as \"partition=gpu time=600 mem=32G\""
 	@echo "  VARIANT=bmask_rcnn  the trained model of a submission; SEED=0 its seed"
 	@echo "  DETECTRON2=wheel  upstream compiles detectron2 from GitHub instead"
 

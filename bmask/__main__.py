@@ -116,7 +116,9 @@ def parser() -> argparse.ArgumentParser:
             "--out", type=Path, required=True, help="the folder or, for export, the file to write"
         )
 
-    work = commands.add_parser("work", help="train and evaluate one run in this process: what `run` starts")
+    work = commands.add_parser(
+        "work", help="train and evaluate one run in this process, or in those of torchrun: what `run` starts"
+    )
     work.add_argument("variant")
     work.add_argument("--seed", type=int, default=0)
     work.set_defaults(command=_work)
@@ -135,6 +137,19 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
+        )
+        command.add_argument(
+            "--launcher",
+            default="local",
+            help="local, processes of this machine, or slurm, jobs of its cluster",
+        )
+        command.add_argument(
+            "--slurm",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            help="what jobs are submitted with, as sbatch's --KEY=VALUE: partition, time in minutes, mem, nodes, ...",
         )
     for command in (reproduce, run, table, figure, curves, predictions, train):
         command.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
@@ -170,9 +185,19 @@ def _reproduce(options) -> int:
 
 
 def _options(options):
-    from . import runs
+    from . import ranks, runs
 
-    return runs.Options(options.device, options.num_gpus, options.jobs, options.data, options.reuse)
+    if ranks.world_size() > 1:
+        raise InputError("torchrun starts one run, and this command several: give it `-m bmask work VARIANT`")
+    return runs.Options(
+        options.device,
+        options.num_gpus,
+        options.jobs,
+        options.data,
+        options.reuse,
+        options.launcher,
+        tuple(options.slurm),
+    )
 
 
 def _run(options) -> int:
@@ -216,7 +241,7 @@ def _predictions(options) -> int:
     wanted = [runs.Run(options.variant, options.profile, s) for s in config.parse_seeds(options.seeds)]
     if not runs.ensure(wanted, _options(options)):
         return 1
-    predictions.ensure(wanted, _options(options))
+    predictions.ensure(wanted, _options(options).here)
 
 
 def _report(options) -> int:

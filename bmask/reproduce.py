@@ -52,15 +52,15 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     written = {}  # what each notebook shows
     for number in numbers:
         if tables.spec(number).get("cost"):
-            cost.ensure(profile, options)
+            cost.ensure(profile, options.here)
         written[tables.notebook(number)] = [tables.write(number, profile, seeds)]
     if whole:
         for number in drawn:
-            predictions.ensure(figures.predicted_runs(number, profile, seeds), options)
+            predictions.ensure(figures.predicted_runs(number, profile, seeds), options.here)
             paths = figures.write(number, profile, seeds)
             written[figures.spec(number)["notebook"]] = [path.with_suffix(".md") for path in paths]
         for notebook, shown in written.items():
-            _execute(notebook, shown, profile, seeds, options)
+            _execute(notebook, shown, profile, seeds, options.here)
     page = report.write_page(profile)
     if len(items) > 1:
         print(page)
@@ -79,6 +79,8 @@ def plan(wanted: List[runs.Run], options: runs.Options) -> str:
     text = f"{len(wanted)} runs, {len(left)} of them to be made"
     if not left:
         return text
+    if options.launcher == "slurm":
+        return f"{text}, each a job of Slurm"
     device = runs.provenance(runs.check_device(options))["device_name"]
     folder = runs.OUTPUT / "results" / left[0].profile / "runs"
     seconds = {}

@@ -10,25 +10,22 @@ import os
 import platform
 import re
 import resource
-import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from . import config, datasets, evaluate, submission
+from . import config, datasets, evaluate, ranks, submission
 from .config import OUTPUT, REPOSITORY
 from .errors import InputError
 from .files import write_bytes
@@ -79,8 +76,10 @@ class Run:
 class Options:
     """How runs are carried out; nothing here changes what they compute.
 
-    device: "auto", "cpu" or "cuda". num_gpus: processes of one run. jobs: runs at a time, 0 for as many as fit.
-    data: folder of the data set. reuse: take published records of runs that were not made here.
+    device: "auto", "cpu" or "cuda". num_gpus: processes of one run (with Slurm: on each of its nodes). jobs: runs at a
+    time, 0 for as many as fit. data: folder of the data set. reuse: take published records of runs that were not made
+    here. launcher: "local", processes on this machine, or "slurm", jobs of a cluster. slurm: what jobs are submitted
+    with, KEY=VALUE as in sbatch's ``--KEY=VALUE``.
     """
 
     device: str = "auto"
@@ -88,6 +87,16 @@ class Options:
     jobs: int = 0
     data: Optional[str] = None
     reuse: bool = False
+    launcher: str = "local"
+    slurm: Tuple[str, ...] = ()
+
+    @property
+    def here(self) -> "Options":
+        """For what this process itself computes: the node that waits for Slurm may lack the GPUs of the others."""
+        if self.launcher == "local":
+            return self
+        device = "auto" if self.device == "cuda" else self.device
+        return Options(device, jobs=self.jobs, data=self.data, reuse=self.reuse)
 
 
 def ensure(runs: List[Run], options: Options) -> bool:
@@ -102,6 +111,8 @@ def ensure(runs: List[Run], options: Options) -> bool:
     Raises:
         InputError: wrong data or options.
     """
+    from . import pool  # which starts what is defined here
+
     runs = list(dict.fromkeys(runs))
     check_device(options)
     for run in runs:
@@ -110,8 +121,9 @@ def ensure(runs: List[Run], options: Options) -> bool:
     left = unmade(runs, options)
     if not left:
         return True
-    _checked_data(runs, options)
-    return _Pool(left, options, jobs(options, left)).carry_out()
+    launcher = pool.launcher(options, left)
+    _checked_data(runs, options, launcher.processes)
+    return pool.carry_out(left, launcher, jobs(options, left))
 
 
 def unmade(runs: List[Run], options: Options) -> List[Run]:
@@ -120,23 +132,30 @@ def unmade(runs: List[Run], options: Options) -> List[Run]:
 
 
 def jobs(options: Options, runs: List[Run]) -> int:
-    """Runs at a time: as many as asked for, or one on a GPU, or one for each of the cores."""
+    """Runs at a time: as many as asked for, or all (Slurm has a queue), or one on a GPU, or one for each core."""
+    if options.launcher == "slurm":
+        return options.jobs or len(runs)
     if options.jobs or check_device(options) == "cuda":
         return options.jobs or 1
     return max(1, (os.cpu_count() or 1) // runs[0].cfg.STUDY.THREADS)
 
 
 def check_device(options: Options) -> str:
-    """The device, "cpu" or "cuda". Raises InputError for a device or GPUs that this machine lacks."""
+    """The device, "cpu" or "cuda". Raises InputError for a device or GPUs that this machine lacks.
+
+    Of a cluster's GPUs this machine knows nothing: with Slurm the jobs find out.
+    """
     gpus = torch.cuda.device_count()
+    if options.launcher not in ("local", "slurm"):
+        raise InputError(f"LAUNCHER is {options.launcher!r}: choose local or slurm")
     if options.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"DEVICE is {options.device!r}: choose auto, cpu or cuda")
-    if options.device == "cuda" and not gpus:
+    if options.device == "cuda" and not gpus and options.launcher == "local":
         raise InputError("DEVICE is cuda, but PyTorch finds no GPU on this machine: use DEVICE=cpu")
     if options.num_gpus < 1 or options.jobs < 0:
         raise InputError("NUM_GPUS has to be 1 or more, and JOBS 1 or more (or 0 for as many as fit)")
     device = "cuda" if gpus and options.device != "cpu" else "cpu"
-    if options.num_gpus > max(gpus, 1) and options.device != "cpu":
+    if options.num_gpus > max(gpus, 1) and options.device != "cpu" and options.launcher == "local":
         raise InputError(
             f"NUM_GPUS is {options.num_gpus}, but this machine has {gpus}: lower it, or use DEVICE=cpu for "
             f"{options.num_gpus} processes on the CPU"
@@ -157,16 +176,17 @@ def _made(run: Run, reuse: bool) -> Optional[Dict]:
     return record if record and "failed" not in record else None
 
 
-def _checked_data(runs: List[Run], options: Options) -> datasets.Data:
+def _checked_data(runs: List[Run], options: Options, processes: int) -> datasets.Data:
     """The data of the last of runs of one profile, all of whose data are made and looked at.
 
-    Raises InputError if the data are not sound, not what a run has seen before, or batches do not split over GPUs.
+    Raises InputError if the data are not sound, not what a run has seen before, or batches do not split over the
+    processes of a run.
     """
+    over = f"NUM_GPUS={processes}" if processes == options.num_gpus else f"{processes} processes"
     for run in runs:
-        if run.cfg.SOLVER.IMS_PER_BATCH % options.num_gpus:
+        if run.cfg.SOLVER.IMS_PER_BATCH % processes:
             raise InputError(
-                f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over NUM_GPUS={options.num_gpus}: "
-                "use a divisor"
+                f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {over}: use a divisor"
             )
     folder = options.data and Path(options.data)
     prepared = {}  # few runs, if any, have other data than the first
@@ -184,118 +204,68 @@ def _checked_data(runs: List[Run], options: Options) -> datasets.Data:
     return data
 
 
-class _Pool:
-    """Worker processes, at most ``jobs`` at a time, and the bar that shows them."""
+def progress(run: Run) -> Dict:
+    """What the process that works, or last worked, on a run has said of itself; nothing if none has.
 
-    def __init__(self, runs: List[Run], options: Options, jobs: int):
-        # Rows add components, so the last cost most: started first, they leave the least to wait for at the end. What
-        # takes another run's weights comes after it.
-        self.waiting = sorted(runs[::-1], key=lambda run: run.trained_as != run)
-        self.jobs, self.options = jobs, options
-        self.runs, self.workers = runs, {}
-
-    def carry_out(self) -> bool:
-        total = sum(run.cfg.SOLVER.MAX_ITER for run in self.runs)
-        done = {run: _progress(run).get("iteration", 0) for run in self.runs}
-        failed = []
-        # A kill of this process has to end as Ctrl-C does, with the workers stopped and their states kept.
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        pause = 0.5 if sys.stderr.isatty() else 20  # a log file needs no new line every second
-        bar = tqdm(
-            total=total,
-            initial=sum(done.values()),
-            unit="it",
-            smoothing=0,
-            miniters=0,
-            mininterval=pause,
-            dynamic_ncols=True,
-        )
-        try:
-            while self.waiting or self.workers:
-                while self.waiting and len(self.workers) < self.jobs:
-                    run = self.waiting.pop(0)
-                    self.workers[run] = self._start(run)
-                time.sleep(0.2)
-                texts = []
-                for run, worker in list(self.workers.items()):
-                    status = worker.poll()
-                    progress = _progress(run)
-                    done[run] = max(done[run], progress.get("iteration", 0))
-                    text = f"{self.runs.index(run) + 1} {run.variant} seed {run.seed}: "
-                    text += progress.get("phase", "starting")
-                    if worker.pid != progress.get("pid", worker.pid) and _alive(progress["pid"]):
-                        text += f" by process {progress['pid']} on {progress['host']}"
-                    texts.append(text)
-                    if status is None:
-                        continue
-                    del self.workers[run]
-                    if status != 0:
-                        failed.append(run)
-                        tqdm.write(_why(run, status), file=sys.stderr)
-                    else:
-                        done[run] = run.cfg.SOLVER.MAX_ITER
-                finished = len(self.runs) - len(self.waiting) - len(self.workers)
-                bar.set_description_str(f"{finished} of {len(self.runs)} runs done", refresh=False)
-                bar.set_postfix_str(", ".join(texts), refresh=False)
-                bar.update(sum(done.values()) - bar.n)
-        finally:
-            bar.close()
-            for worker in self.workers.values():
-                os.killpg(worker.pid, signal.SIGTERM)  # its children on other GPUs as well
-            for worker in self.workers.values():
-                worker.wait()
-            signal.signal(signal.SIGTERM, previous)
-        return not failed
-
-    def _start(self, run: Run) -> subprocess.Popen:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        o = self.options
-        command = [sys.executable, "-m", "bmask", "work", run.variant, "--profile", run.profile]
-        command += ["--seed", str(run.seed), "--device", o.device, "--num-gpus", str(o.num_gpus)]
-        command += ["--data", o.data] if o.data else []
-        threads = str(run.cfg.STUDY.THREADS)
-        environment = {**os.environ, "BMASK_PARENT": str(os.getpid()), "OMP_NUM_THREADS": threads}
-        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-        if o.device == "cpu":
-            # detectron2's launcher would take NCCL if it saw a GPU.
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        with open(run.folder / "log.txt", "a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-
-def _progress(run: Run) -> Dict:
+    ``pid`` of its process group, ``host``, ``phase``, text for a reader, and ``iteration``, the number done.
+    """
     try:
         return json.loads((run.folder / "progress.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 
 
-def _why(run: Run, status: int) -> str:
-    log = run.folder / "log.txt"
-    record = run.record()
-    if status == FAILED and record:
-        return f"{run.name} failed: {record['failed']}"
-    last = (log.read_text().strip().splitlines() or ["nothing"])[-1]
-    return f"{run.name} stopped with status {status}; the last line of {log} is: {last}"
-
-
 def work(run: Run, options: Options) -> int:
-    """Carry out one run in this process (and, with more than one GPU, its children). Returns the exit status."""
+    """Carry out one run in this process (and, with more than one GPU, its children). Returns the exit status.
+
+    Where torch.distributed's environment variables describe more than one process, as under torchrun, they carry out
+    the run together, and this is one of them.
+    """
+    store, processes = None, options.num_gpus
+    if ranks.world_size() > 1:
+        if options.num_gpus > 1:
+            raise InputError("the processes of the run have been started already: leave NUM_GPUS out")
+        processes = ranks.world_size()
+        options = replace(options, num_gpus=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        store = ranks.meet()
+        if not ranks.is_first():
+            told = ranks.told(store)
+            return _together(run, store, *told) if told else 0
     with _held(run):
         if not run.own_record.exists():
             device = check_device(options)
             parts = list(dict.fromkeys([run, run.trained_as]))
-            data = _checked_data(parts, options)
+            data = _checked_data(parts, options, processes)
             for part in parts:
                 write_bytes(part.folder / "data_fingerprint", data.fingerprint.encode())
-            try:
-                launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=(run, data, device))
-            except torch.multiprocessing.ProcessRaisedException:
-                if not (run.record() or {}).get("failed"):
-                    raise
-        if not run.own_record.exists():
-            return FAILED
+            if store:
+                ranks.tell(store, (data, device))
+                status = _together(run, store, data, device)
+            else:
+                status = _launched(run, data, device, processes)
+            if status:
+                return status
+        elif store:
+            ranks.tell(store, None)
         publish(run)
+    return 0
+
+
+def _launched(run: Run, data: datasets.Data, device: str, processes: int) -> int:
+    try:
+        launch(_train_and_evaluate, processes, dist_url="auto", args=(run, data, device))
+    except torch.multiprocessing.ProcessRaisedException:
+        if not (run.record() or {}).get("failed"):
+            raise
+    return 0 if run.own_record.exists() else FAILED
+
+
+def _together(run: Run, store: torch.distributed.Store, data: datasets.Data, device: str) -> int:
+    try:
+        ranks.join(store, device)
+        _train_and_evaluate(run, data, device)
+    except NonFiniteLoss:
+        return FAILED  # and whoever started the ranks stops those that have not seen it
     return 0
 
 
@@ -307,7 +277,7 @@ def _held(run: Run):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner = _progress(run)
+        owner = progress(run)
         print(
             f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting",
             flush=True,
@@ -356,9 +326,9 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
     category_ids = data.val.category_ids()
 
     def detect(model, iteration):
-        progress = f"iteration {iteration}/{total}, evaluating" if iteration < total else "evaluating"
+        phase = f"iteration {iteration}/{total}, evaluating" if iteration < total else "evaluating"
         return evaluate.detect(
-            cfg, model, images, category_ids, lambda i, n: report(f"{progress} {i}/{n}", iteration)
+            cfg, model, images, category_ids, lambda i, n: report(f"{phase} {i}/{n}", iteration)
         )
 
     def validate(model, iteration):
@@ -380,7 +350,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
         write_bytes(run.published, as_json({**record, "failed": str(error)}))
         print(error, flush=True)
         if comm.get_world_size() > 1:
-            raise  # the other ranks may not have seen it: the launcher has to stop them
+            raise  # the other ranks may not have seen it: who started them has to stop them
         return
     model = evaluate.load_model(cfg, trained_as.folder / "checkpoint.pth")
     detections, milliseconds = detect(model, total)
@@ -411,11 +381,12 @@ def on_device(cfg, device: str):
 def _stop_if_orphaned() -> None:
     """End with the process that started the work: it may have been killed without a chance to say so."""
     parent = os.environ.get("BMASK_PARENT")
-    if parent and not _alive(int(parent)):
+    if parent and not alive(int(parent)):
         sys.exit("the process that started this run is gone; the next one continues from the checkpoint")
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
