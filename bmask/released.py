@@ -254,6 +254,7 @@ class _Unpickler(pickle.Unpickler):
         known = {
             "collections.OrderedDict": OrderedDict,
             "_codecs.encode": lambda text, _: text.encode("latin1"),  # how protocols below 3 write bytes
+            "__builtin__.bytes": lambda: b"",
             "numpy.dtype": _Number,
             "numpy.ndarray": _Array,
         }
@@ -331,4 +332,4 @@ def _shape(tensor: torch.Tensor) -> str:
 def _words(error: Exception) -> str:
     """An error's message in one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()).rstrip(".") or type(error).__name__
+    return " ".join(str(text).split()).rstrip(".").replace(". ", ", ") or type(error).__name__
