@@ -29,7 +29,7 @@ from .errors import InputError
 
 # In some versions' checkpoints and not in others', and without effect on what a model of this configuration detects.
 HARMLESS = re.compile(r"pixel_mean$|pixel_std$|anchor_generator\.cell_anchors|\.num_batches_tracked$")
-SHOWN = 5  # names in a sentence or a line
+SHOWN = 3  # names in a sentence or a line
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 ROWS = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 
@@ -93,7 +93,13 @@ def load(
         model = build_model(cfg)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{config_file} describes no model ({_words(error)}); correct it.") from error
-    report = _fill(model, checkpoint)
+    try:
+        report = _fill(model, checkpoint)
+    except ValueError as error:  # of detectron2's heuristics
+        raise InputError(
+            f"The names in {weights} do not tell its parameters apart ({_words(error)}); give a checkpoint with whole "
+            "names."
+        ) from None
     if not report.loaded:
         raise InputError(
             f"No parameter in {weights} fits the model of {config_file}; give the checkpoint that belongs to it."
@@ -253,7 +259,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         known = {
             "collections.OrderedDict": OrderedDict,
-            "_codecs.encode": lambda text, _: text.encode("latin1"),  # how protocols below 3 write bytes
+            # How protocols below 3 write bytes, and those of an empty array.
+            "_codecs.encode": lambda text, _: text.encode("latin1"),
             "__builtin__.bytes": lambda: b"",
             "numpy.dtype": _Number,
             "numpy.ndarray": _Array,

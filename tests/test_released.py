@@ -241,6 +241,21 @@ def test_a_partial_match_is_refused_in_one_sentence_or_accepted(folder, tmp_path
     assert "| masks" in output.out and "1 unexpected (roi_heads.other.weight)" in output.err
 
 
+def test_the_names_of_a_backbone_alone_are_matched_where_the_file_asks_for_it(folder, tmp_path):
+    path, prefix = folder / "mask_rcnn.yaml", "backbone.bottom_up."
+    state = state_dict(path)
+    content = zoo({k[len(prefix) :]: x for k, x in state.items() if k.startswith(prefix)})
+    weights = tmp_path / "R-18.pkl"
+    weights.write_bytes(pickle.dumps({**content, "matching_heuristics": True}))
+    complaint(lambda: released.load(path, weights, device="cpu"), "missing in the file (backbone.fpn")
+    _, model, report = released.load(path, weights, partial=True, device="cpu")
+    assert not report.unexpected and all(k.startswith(prefix) for k in report.loaded)
+    assert all(torch.equal(model.state_dict()[k], state[k]) for k in report.loaded)
+    content["model"] = {"weight": np.zeros((16, 16, 3, 3), np.float32)}
+    weights.write_bytes(pickle.dumps({**content, "matching_heuristics": True}))
+    complaint(lambda: released.load(path, weights, partial=True, device="cpu"), "R-18.pkl")
+
+
 def test_weights_of_another_model_are_refused_even_as_a_part(folder, tmp_path):
     weights = save_pth(tmp_path / "other.pth", {"layer.weight": torch.zeros(2)})
     load = lambda: released.load(folder / "bmask.yaml", weights, partial=True, device="cpu")  # noqa: E731
@@ -349,6 +364,11 @@ def test_other_classes_than_the_data_has_are_refused(folder, tmp_path, data, cap
     assert output.out == "" and output.err.splitlines()[-1] == (
         f"bmask: The model knows 7 classes and {data[1]} has 4; give the kind of data that it was trained on."
     )
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(folder, tmp_path, capsys):
+    assert run("--config", "none.yaml", "--weights", "none.pth", "--out", tmp_path) == 2
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_data_are_a_folder_or_a_file_with_images(tmp_path, monkeypatch):
