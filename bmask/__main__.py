@@ -131,6 +131,17 @@ def parser() -> argparse.ArgumentParser:
     submission.add_argument("--seed", type=int, default=0)
     submission.set_defaults(command=_submission)
 
+    evaluate = commands.add_parser(
+        "evaluate", help="average precision of released weights, the authors' or detectron2's"
+    )
+    evaluate.add_argument("--config", required=True, help="a .yaml, or its name in detectron2's model zoo")
+    evaluate.add_argument("--weights", required=True, type=Path, help="a .pth or .pkl")
+    evaluate.add_argument("--json", type=Path, help="a COCO instance file (default: val2017 of --data)")
+    evaluate.add_argument("--images", type=Path, help="the folder of its images")
+    evaluate.add_argument("--partial", action="store_true", help="take weights that do not match in full")
+    evaluate.add_argument("--out", type=Path, help="a JSON file to write the metrics to")
+    evaluate.set_defaults(command=_evaluate)
+
     for command in (reproduce, run, predictions, train):
         command.add_argument(
             "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
@@ -159,9 +170,9 @@ def parser() -> argparse.ArgumentParser:
             default="cpu",
             help="a file of experiments/profiles/ (default: cpu); PROFILE-batchN has N images a batch",
         )
-    for command in (reproduce, run, predictions, train, work, submission):
+    for command in (reproduce, run, predictions, train, work, submission, evaluate):
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    for command in (reproduce, run, predictions, work, submission):
+    for command in (reproduce, run, predictions, work, submission, evaluate):
         command.add_argument("--data", help="folder of the data set")
     for command in (reproduce, run, predictions, train, work):
         command.add_argument(
@@ -318,6 +329,21 @@ def _submission(options) -> int:
 
     run = runs.Run(options.variant, options.profile, options.seed)
     print(submit(options.server, run, runs.Options(options.device, data=options.data)))
+
+
+def _evaluate(options) -> int:
+    from . import released, runs
+    from .files import write_bytes
+
+    if options.out and options.out.is_dir():
+        raise InputError(f"--out {options.out} is a folder; name a file in it.")
+    split = released.find_data(options.data, options.json, options.images)
+    cfg, model, report = released.load(options.config, options.weights, options.partial, options.device)
+    print(report, file=sys.stderr)
+    found = released.measure(cfg, model, split)
+    print(released.to_markdown(found["metrics"]))
+    if options.out:
+        write_bytes(options.out, runs.as_json(found))
 
 
 def _prepare_nuclei(options) -> int:

@@ -2,7 +2,7 @@
 
 They are detectron2 mask heads and need no RoI heads of their own: with an empty ``MODEL.ROI_MASK_HEAD.POOLER_TYPE``
 detectron2's standard and cascade RoI heads hand a mask head the whole dict of feature maps, and the
-boundary-preserving head pools what it needs from it.
+boundary-preserving head pools what it needs from it. The RoI heads here only read the released configurations.
 """
 
 from abc import abstractmethod
@@ -12,8 +12,9 @@ import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
-from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -425,6 +426,32 @@ class BoundaryPreservingHead(JointHead, nn.Module):
             return predictor(x)[:, 0]
         weight, bias = predictor.weight[classes, :, 0, 0], predictor.bias[classes]
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]
+
+
+class _FeatureMapsForMasks:
+    """RoI heads that leave all pooling for masks to the mask head, whatever the configuration says."""
+
+    @classmethod
+    def _init_mask_head(cls, cfg, input_shape):
+        cfg = cfg.clone()
+        cfg.defrost()
+        mask, boundary = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.BOUNDARY_MASK_HEAD
+        # The released code has no key of its own for R_b.
+        boundary.POOLER_TYPE, mask.POOLER_TYPE = mask.POOLER_TYPE or boundary.POOLER_TYPE, ""
+        return super()._init_mask_head(cfg, input_shape)
+
+
+@ROI_HEADS_REGISTRY.register()
+class BoundaryROIHeads(_FeatureMapsForMasks, StandardROIHeads):
+    """Standard RoI heads by the name that the released configurations use, with any ``POOLER_TYPE``.
+
+    Losses stay as ``MODEL.BOUNDARY_MASK_HEAD`` has them: the paper's, where it is not told otherwise.
+    """
+
+
+@ROI_HEADS_REGISTRY.register()
+class CascadeBoundaryROIHeads(_FeatureMapsForMasks, CascadeROIHeads):
+    """Cascade RoI heads alike."""
 
 
 def _init_predictor(layer: Conv2d) -> None:

@@ -1,0 +1,396 @@
+"""Weights and configurations made elsewhere: read in full or refused, and never run."""
+
+import io
+import json
+import os
+import pickle
+import struct
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from conftest import complaint
+from detectron2.modeling import build_model
+
+from bmask import BoundaryPreservingHead, released
+from bmask.__main__ import main
+from bmask.datasets import shapes
+
+# As the authors' base file is, but for the last lines, which make the model small.
+BASE = """
+_BASE_: "../../../configs/Base-RCNN-FPN.yaml"
+MODEL:
+  MASK_ON: true
+  ROI_HEADS:
+    NAME: "BoundaryROIHeads"
+    IN_FEATURES: ["p2", "p3", "p4", "p5"]
+  ROI_BOX_HEAD:
+    TRAIN_ON_PRED_BOXES: True
+  ROI_MASK_HEAD:
+    NAME: "BoundaryPreservingHead"
+    NUM_CONV: 4
+    POOLER_RESOLUTION: 14
+  BOUNDARY_MASK_HEAD:
+    POOLER_RESOLUTION: 28
+    IN_FEATURES: ["p2"]
+    NUM_CONV: 2
+"""
+SMALL = """
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, NORM: BN}
+  FPN: {OUT_CHANNELS: 16}
+INPUT: {MIN_SIZE_TEST: 64}
+"""
+BMASK = """
+_BASE_: Base-BMask-R-CNN-FPN.yaml
+MODEL:
+  WEIGHTS: detectron2://ImageNetPretrained/MSRA/R-50.pkl
+  ROI_HEADS: {NUM_CLASSES: 4, SCORE_THRESH_TEST: 0.0}
+  ROI_BOX_HEAD: {FC_DIM: 16}
+  ROI_MASK_HEAD: {CONV_DIM: 16}
+TEST: {DETECTIONS_PER_IMAGE: 10}
+"""
+CASCADE = BMASK.replace("{NUM", "{NAME: CascadeBoundaryROIHeads, NUM").replace(
+    "{FC", "{CLS_AGNOSTIC_BBOX_REG: True, FC"
+)
+MASK_RCNN = BMASK.replace("{NUM", "{NAME: StandardROIHeads, NUM").replace(
+    "{CONV", "{NAME: MaskRCNNConvUpsampleHead, CONV"
+)
+HEAD_LAYERS = (
+    *(f"mask_fcn{k}" for k in (1, 2, 3, 4)),
+    *("mask_final_fusion", "downsample", "boundary_fcn1", "boundary_fcn2", "mask_to_boundary"),
+    *("boundary_to_mask", "mask_deconv", "mask_predictor", "boundary_deconv", "boundary_predictor"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Configurations by name, as they lie in the authors' release."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "Base-BMask-R-CNN-FPN.yaml").write_text(BASE + SMALL)
+    for name, text in {"bmask": BMASK, "cascade": CASCADE, "mask_rcnn": MASK_RCNN}.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    shapes.generate(folder, seed=0, num_train=0, num_val=3, image_size=64)
+    return "--json", folder / "annotations/instances_val_fine.json", "--images", folder / "images/val"
+
+
+def state_dict(config, seed=0):
+    """Weights for a configuration, from detectron2 itself: masks that are neither empty nor full."""
+    cfg = released.read_config(config).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(seed)
+    state = build_model(cfg).state_dict()
+    for name, x in state.items():
+        if "predictor" in name and "mask_head" in name:
+            x.copy_(torch.randn_like(x))
+    return state
+
+
+def save_pth(path, state, **beside):
+    torch.save({"model": state, **beside}, path)
+    return path
+
+
+def zoo(state):
+    arrays = {name: x.numpy() for name, x in state.items()}
+    return {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": False}
+
+
+def detect(model):
+    image = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+    with torch.no_grad():
+        return model([{"image": image, "height": 64, "width": 64}])[0]["instances"]
+
+
+def run(*arguments):
+    return main(["evaluate", "--device", "cpu", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("config", ["bmask", "cascade"])
+def test_released_weights_load_in_full_and_give_the_masks_of_our_own_configuration(folder, tmp_path, config):
+    path = folder / f"{config}.yaml"
+    state = state_dict(path)
+    head = "roi_heads.mask_head."
+    assert {k for k in state if k.startswith(head)} == {
+        f"{head}{layer}.{x}" for layer in HEAD_LAYERS for x in ("weight", "bias")
+    }
+    weights = save_pth(tmp_path / "model_final.pth", state, optimizer={"state": {}}, iteration=89999)
+    cfg, model, report = released.load(path, weights, device="cpu")
+    assert report.complete and not model.training
+    # running averages have no effect where nothing is normalised by them; the rest of the file is all there
+    assert set(report.loaded) == {k for k in state if not k.endswith("num_batches_tracked")}
+    assert cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE == "ROIAlignV2"
+    assert isinstance(model.roi_heads.mask_head, BoundaryPreservingHead)
+
+    ours = cfg.clone()
+    ours.defrost()
+    ours.MODEL.ROI_HEADS.NAME = "CascadeROIHeads" if config == "cascade" else "StandardROIHeads"
+    ours.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
+    reference = build_model(ours).eval()
+    reference.load_state_dict(state)
+    found, expected = detect(model), detect(reference)
+    assert len(found) == 10 and 0 < found.pred_masks.float().mean() < 1
+    assert torch.equal(found.pred_masks, expected.pred_masks)
+    assert torch.equal(found.scores, expected.scores)
+
+
+class Python2(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its strings."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, content):
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+
+    dispatch[bytes] = save_bytes
+
+
+def python2(content):
+    stream = io.BytesIO()
+    Python2(stream, protocol=2).dump(content)
+    return stream.getvalue().replace(b"cnumpy._core.", b"cnumpy.core.")
+
+
+PICKLES = {
+    "protocol 2, numpy 1": lambda x: pickle.dumps(x, 2).replace(b"cnumpy._core.", b"cnumpy.core."),
+    "protocol 4": lambda x: pickle.dumps(x, 4),
+    "protocol 5": lambda x: pickle.dumps(x, 5),
+    "Python 2": python2,
+}
+
+
+@pytest.mark.parametrize("dumps", PICKLES.values(), ids=PICKLES)
+def test_arrays_of_every_pickle_are_the_same(tmp_path, dumps):
+    rng = np.random.default_rng(0)
+    arrays = OrderedDict(
+        a=rng.normal(size=(2, 3, 4)).astype(np.float32),
+        fortran=np.asfortranarray(rng.normal(size=(3, 4))),
+        swapped=rng.normal(size=5).astype(">f4"),
+        count=np.array(7),
+        scalar=np.float32(0.5),
+        empty=np.zeros((0, 4), np.float16),
+        flags=np.array([True, False]),
+    )
+    path = tmp_path / "model.pkl"
+    path.write_bytes(dumps({"model": arrays, "__author__": "someone"}))
+    found = released.read_checkpoint(path)
+    assert found["__author__"] == "someone" and set(found["model"]) == set(arrays)
+    for name, x in arrays.items():
+        assert isinstance(found["model"][name], torch.Tensor)
+        np.testing.assert_array_equal(found["model"][name].numpy(), x)
+
+
+def test_model_zoo_weights_load(folder, tmp_path):
+    path = folder / "mask_rcnn.yaml"
+    state = state_dict(path)
+    content = zoo(state)
+    old = {"proposal_generator.anchor_generator.cell_anchors.0": np.zeros((3, 4), np.float32)}
+    old |= {"pixel_mean": np.zeros((3, 1, 1), np.float32), "pixel_std": np.ones((3, 1, 1), np.float32)}
+    content["model"] |= old
+    (tmp_path / "model_final.pkl").write_bytes(pickle.dumps(content))
+    _, model, report = released.load(path, tmp_path / "model_final.pkl", device="cpu")
+    assert report.complete
+    for name, x in model.state_dict().items():
+        assert name.endswith("num_batches_tracked") or torch.equal(x, state[name])
+    assert model.pixel_mean.any()  # the configuration's, not the file's
+
+
+def test_a_bare_or_data_parallel_state_dict_loads(folder, tmp_path):
+    path = folder / "mask_rcnn.yaml"
+    state = state_dict(path)
+    torch.save(state, tmp_path / "bare.pth", _use_new_zipfile_serialization=False)
+    assert released.load(path, tmp_path / "bare.pth", device="cpu")[2].complete
+    save_pth(tmp_path / "parallel.pth", {f"module.{k}": x for k, x in state.items()})
+    assert released.load(path, tmp_path / "parallel.pth", device="cpu")[2].complete
+
+
+def test_the_model_zoo_has_configurations_by_name():
+    cfg = released.read_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml")
+    assert cfg.SOLVER.MAX_ITER == 270000 and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
+
+
+def test_a_partial_match_is_refused_in_one_sentence_or_accepted(folder, tmp_path, data, capsys):
+    config = folder / "bmask.yaml"
+    state = state_dict(config)
+    missing = [k for k in state if "boundary_deconv" in k]
+    for name in missing:
+        del state[name]
+    state["roi_heads.other.weight"] = torch.zeros(2)
+    state["roi_heads.mask_head.mask_predictor.bias"] = torch.zeros(80)
+    weights = save_pth(tmp_path / "part.pth", state)
+    message = complaint(lambda: released.load(config, weights, device="cpu"), str(weights), "--partial")
+    assert f"2 missing in the file ({', '.join(missing)})" in message
+    assert "1 unexpected (roi_heads.other.weight)" in message
+    assert (
+        "1 of wrong shape (roi_heads.mask_head.mask_predictor.bias: 80 in the file, 4 in the model)"
+        in message
+    )
+
+    arguments = ("--config", config, "--weights", weights, *data)
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == f"bmask: {message}\n"
+    assert run(*arguments, "--partial") == 0
+    output = capsys.readouterr()
+    assert "| masks" in output.out and "1 unexpected (roi_heads.other.weight)" in output.err
+
+
+def test_the_names_of_a_backbone_alone_are_matched_where_the_file_asks_for_it(folder, tmp_path):
+    path, prefix = folder / "mask_rcnn.yaml", "backbone.bottom_up."
+    state = state_dict(path)
+    content = zoo({k[len(prefix) :]: x for k, x in state.items() if k.startswith(prefix)})
+    weights = tmp_path / "R-18.pkl"
+    weights.write_bytes(pickle.dumps({**content, "matching_heuristics": True}))
+    complaint(lambda: released.load(path, weights, device="cpu"), "missing in the file (backbone.fpn")
+    _, model, report = released.load(path, weights, partial=True, device="cpu")
+    assert not report.unexpected and all(k.startswith(prefix) for k in report.loaded)
+    assert all(torch.equal(model.state_dict()[k], state[k]) for k in report.loaded)
+    content["model"] = {"weight": np.zeros((16, 16, 3, 3), np.float32)}
+    weights.write_bytes(pickle.dumps({**content, "matching_heuristics": True}))
+    complaint(lambda: released.load(path, weights, partial=True, device="cpu"), "R-18.pkl")
+
+
+def test_weights_of_another_model_are_refused_even_as_a_part(folder, tmp_path):
+    weights = save_pth(tmp_path / "other.pth", {"layer.weight": torch.zeros(2)})
+    load = lambda: released.load(folder / "bmask.yaml", weights, partial=True, device="cpu")  # noqa: E731
+    complaint(load, str(weights), "bmask.yaml")
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", "-old.pth"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(folder, tmp_path, data, capsys, suffix):
+    marker, weights = tmp_path / "ran", tmp_path / f"model{suffix}"
+    content = {"model": {"a": torch.zeros(1)}, "__author__": Evil(marker)}
+    if suffix == ".pkl":
+        weights.write_bytes(pickle.dumps({**content, "model": {"a": np.zeros(1)}}))
+    else:
+        torch.save(content, weights, _use_new_zipfile_serialization=suffix == ".pth")
+    assert run("--config", folder / "bmask.yaml", "--weights", weights, *data) == 2
+    message = complaint(lambda: released.read_checkpoint(weights), str(weights), "posix.system")
+    assert capsys.readouterr().err == f"bmask: {message}\n"
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Evil(marker)))
+    assert marker.exists()  # what would have happened
+
+
+GLOBALS = [
+    ("builtins", "eval"),
+    ("numpy", "load"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("numpy", "memmap"),
+]
+
+
+@pytest.mark.parametrize("module,name", GLOBALS)
+def test_a_pickle_may_name_arrays_alone(tmp_path, module, name):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(f"c{module}\n{name}\n.".encode())
+    complaint(lambda: released.read_checkpoint(path), str(path), f"{module}.{name}")
+
+
+WORTHLESS = {
+    "cut.pkl": pickle.dumps({"model": {"a": np.zeros(99)}})[:-50],
+    "objects.pkl": pickle.dumps({"model": {"a": np.array([None])}}),
+    "fields.pkl": pickle.dumps({"model": {"a": np.zeros(1, "f4,f4")}}),
+    "empty.pkl": b"",
+    "no_array.pkl": pickle.dumps({"epoch": 3}),
+    "a_list.pkl": pickle.dumps([1, 2]),
+    "text.pth": b"<html>not found</html>",
+}
+
+
+@pytest.mark.parametrize("name", WORTHLESS)
+def test_what_is_no_checkpoint_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(WORTHLESS[name])
+    complaint(lambda: released.read_checkpoint(path), str(path))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    complaint(lambda: released.read_checkpoint(tmp_path / "none.pth"), "none.pth")
+
+
+@pytest.mark.parametrize(
+    "text,place",
+    [
+        ("MODEL: {BOUNDARY_MASK_HEAD: {WIDTH: 3}}", "MODEL.BOUNDARY_MASK_HEAD.WIDTH"),
+        ("MODEL: {ROI_MASK_HEAD: {NUM_CONV: many}}", "NUM_CONV"),
+        ("MODEL: {ROI_HEADS: !!python/object/apply:os.system ['touch ran']}", "os.system"),
+        ("_BASE_: nowhere.yaml", "nowhere.yaml"),
+        ("_BASE_: ../configs/nowhere.yaml", "nowhere.yaml"),
+        ("a list, not a mapping", "wrong.yaml"),
+        ("MODEL: [", "wrong.yaml"),
+        ("MODEL: {MASK_ON: False}", "MASK_ON"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(tmp_path, monkeypatch, text, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text(text)
+    complaint(lambda: released.read_config(tmp_path / "wrong.yaml"), "wrong.yaml", place)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_configuration_that_is_not_there_or_is_code_is_named(tmp_path):
+    complaint(lambda: released.read_config(tmp_path / "none.yaml"), "none.yaml")
+    complaint(lambda: released.read_config("new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py"), "LSJ.py")
+
+
+def test_a_model_that_cannot_be_built_is_named(folder, tmp_path):
+    config = folder / "unknown_head.yaml"
+    config.write_text(BMASK.replace("{CONV", "{NAME: NoSuchHead, CONV"))
+    weights = save_pth(tmp_path / "model.pth", {"a": torch.zeros(1)})
+    complaint(lambda: released.load(config, weights, device="cpu"), "unknown_head.yaml", "NoSuchHead")
+
+
+def test_other_classes_than_the_data_has_are_refused(folder, tmp_path, data, capsys):
+    config = folder / "seven.yaml"
+    config.write_text(BMASK.replace("NUM_CLASSES: 4", "NUM_CLASSES: 7"))
+    weights = save_pth(tmp_path / "model.pth", state_dict(config))
+    assert run("--config", config, "--weights", weights, *data) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.splitlines()[-1] == (
+        f"bmask: The model knows 7 classes and {data[1]} has 4; give the kind of data that it was trained on."
+    )
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(folder, tmp_path, capsys):
+    assert run("--config", "none.yaml", "--weights", "none.pth", "--out", tmp_path) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_data_are_a_folder_or_a_file_with_images(tmp_path, monkeypatch):
+    complaint(lambda: released.find_data(None, tmp_path / "a.json", None), "--images")
+    complaint(lambda: released.find_data("coco", tmp_path / "a.json", tmp_path), "--data")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "coco").mkdir()
+    found = released.find_data(None, None, None)
+    assert found.json == tmp_path / "coco/annotations/instances_val2017.json"
+    assert found == released.find_data(str(tmp_path / "coco"), None, None)
+
+
+def test_the_command_measures_boxes_masks_and_boundaries(folder, tmp_path, data, bmask):
+    config, out = folder / "cascade.yaml", tmp_path / "metrics.json"
+    weights = save_pth(tmp_path / "model_final.pth", state_dict(config))
+    process = bmask("evaluate", "--config", config, "--weights", weights, *data, "--out", out)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    header, _, *rows = output.splitlines()
+    assert header.replace("|", " ").split() == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [row.split()[1] for row in rows] == ["boxes", "masks", "boundaries"]
+    assert " parameters loaded" in errors and "Traceback" not in errors
+    found = json.loads(out.read_text())
+    assert set(found["metrics"]) == {"bbox", "segm", "boundary"} and found["images"] == 3
+    assert found["metrics"]["segm"]["AP"] is not None
