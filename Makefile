@@ -3,6 +3,7 @@ PROFILE ?= cpu
 SEEDS ?= 0
 DEVICE ?= auto
 NUM_GPUS ?= 1
+ACCUMULATE ?= 1
 JOBS ?= 0
 DATA ?=
 REUSE ?=
@@ -22,7 +23,7 @@ WHEEL = $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
 BIN = $(VENV)/bin
 READY = $(VENV)/bmask-$(DETECTRON2).ready
 FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
-RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --jobs $(JOBS) $(if $(REUSE),--reuse) \
+RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --accumulate $(ACCUMULATE) --jobs $(JOBS) $(if $(REUSE),--reuse) \
   --launcher $(LAUNCHER) $(if $(SLURM),--slurm $(SLURM))
 
 .PHONY: help setup test lab report verify-results clean submission-coco submission-cityscapes
@@ -37,6 +38,7 @@ help:  ## list the targets and variables
 	@echo "  SEEDS=0         runs of each row, such as 0,1,2"
 	@echo "  DEVICE=auto     cpu or cuda"
 	@echo "  NUM_GPUS=1      GPUs of one run (with DEVICE=cpu: processes)"
+	@echo "  ACCUMULATE=1    parts of each batch that are taken one after the other, for less memory"
 	@echo "  JOBS=0          runs at a time; 0: one a core, or one on a GPU"
 	@echo "  DATA=           folder of the data set, for nuclei, paper and paper_cityscapes"
 	@echo "  REUSE=          1 takes the committed records instead of training anew"

@@ -178,6 +178,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--num-gpus", type=int, default=1, help="GPUs (on the CPU: processes) of one run"
         )
+        command.add_argument(
+            "--accumulate", type=int, default=1, help="parts of a batch that are taken one after the other"
+        )
 
     nuclei = commands.add_parser("prepare-nuclei", help="download BBBC038 and convert it to COCO format")
     nuclei.add_argument("--source", type=Path, help="stage1_train.zip or its unpacked folder, if you have it")
@@ -208,6 +211,7 @@ def _options(options):
         options.reuse,
         options.launcher,
         tuple(options.slurm),
+        options.accumulate,
     )
 
 
@@ -320,7 +324,8 @@ def _work(options) -> int:
     from . import runs
 
     run = runs.Run(options.variant, options.profile, options.seed)
-    return runs.work(run, runs.Options(options.device, options.num_gpus, data=options.data))
+    how = runs.Options(options.device, options.num_gpus, data=options.data, accumulate=options.accumulate)
+    return runs.work(run, how)
 
 
 def _submission(options) -> int:
@@ -332,7 +337,7 @@ def _submission(options) -> int:
 
 
 def _evaluate(options) -> int:
-    from . import released, runs
+    from . import evaluate, released, runs
     from .files import write_bytes
 
     if options.out and options.out.is_dir():
@@ -341,7 +346,7 @@ def _evaluate(options) -> int:
     cfg, model, report = released.load(options.config, options.weights, options.partial, options.device)
     print(report, file=sys.stderr)
     found = released.measure(cfg, model, split)
-    print(released.to_markdown(found["metrics"]))
+    print(evaluate.to_markdown(found["metrics"]))
     if options.out:
         write_bytes(options.out, runs.as_json(found))
 

@@ -14,10 +14,12 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
+from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-IOU_TYPES = ("bbox", "segm", "boundary")
+IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RESAMPLES = 1000  # of the images, for intervals
 
 
@@ -125,7 +127,7 @@ def average_precision(
     truth: Path,
     detections: List[Dict],
     max_dets: int = 100,
-    kinds: Sequence[str] = IOU_TYPES,
+    kinds: Sequence[str] = tuple(IOU_TYPES),
     resamples: int = RESAMPLES,
 ) -> Dict[str, Dict]:
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
@@ -181,6 +183,12 @@ def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: in
     if resamples and kind != "boundary":
         metrics["bootstrap"] = _bootstrap(evaluation, thresholds, resamples)
     return metrics
+
+
+def to_markdown(metrics: Dict[str, Dict]) -> str:
+    """The metrics of :func:`average_precision` as a table, in percent; a dash where nothing is to be found."""
+    rows = [[IOU_TYPES[kind], *(found[name] for name in COLUMNS)] for kind, found in metrics.items()]
+    return tabulate(rows, ("", *COLUMNS), tablefmt="github", floatfmt=".1f", missingval="–")
 
 
 def annotation_iou(truth: Path, annotated: Path) -> float:

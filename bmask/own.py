@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import numpy as np
-import pandas as pd
 import yaml
 
-from . import config, draw, figures, predictions, runs
+from . import config, draw, evaluate, figures, predictions, runs
 from .datasets import Split
 from .datasets.survey import Survey
 from .errors import InputError
@@ -129,14 +128,13 @@ def write_page(variant: str, profile: str, seeds: List[int], options: runs.Optio
 
 
 def _ap_table(made: List[runs.Run]) -> str:
-    """AP of masks, boxes and boundaries, the means over the seeds."""
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    """AP of boxes, masks and boundaries, the means over the seeds."""
     records = [run.record()["metrics"] for run in made]
-    rows = {
-        label: [
-            np.mean([np.nan if r[kind][name] is None else r[kind][name] for r in records]) for name in names
-        ]
-        for label, kind in (("masks", "segm"), ("boxes", "bbox"), ("boundaries", "boundary"))
+    means = {
+        kind: {
+            name: None if records[0][kind][name] is None else np.mean([r[kind][name] for r in records])
+            for name in evaluate.COLUMNS
+        }
+        for kind in evaluate.IOU_TYPES
     }
-    frame = pd.DataFrame(rows, index=names).T.map(lambda ap: "–" if np.isnan(ap) else f"{ap:.1f}")
-    return frame.to_markdown(disable_numparse=True)
+    return evaluate.to_markdown(means)

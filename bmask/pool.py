@@ -102,10 +102,10 @@ def _why(run: runs.Run, status: Union[int, str]) -> str:
     return f"{run.name} stopped with status {status}; the last line of {log} is: {last}"
 
 
-def _arguments(run: runs.Run, device: str, num_gpus: int, data: Optional[str]) -> List[str]:
+def _arguments(run: runs.Run, device: str, num_gpus: int, accumulate: int, data: Optional[str]) -> List[str]:
     """Of ``python -m bmask``."""
     arguments = ["work", run.variant, "--profile", run.profile, "--seed", str(run.seed)]
-    arguments += ["--device", device, "--num-gpus", str(num_gpus)]
+    arguments += ["--device", device, "--num-gpus", str(num_gpus), "--accumulate", str(accumulate)]
     return arguments + (["--data", data] if data else [])
 
 
@@ -127,7 +127,12 @@ class Local:
     def start(self, run: runs.Run) -> "_Process":
         run.folder.mkdir(parents=True, exist_ok=True)
         o = self.options
-        command = [sys.executable, "-m", "bmask", *_arguments(run, o.device, o.num_gpus, o.data)]
+        command = [
+            sys.executable,
+            "-m",
+            "bmask",
+            *_arguments(run, o.device, o.num_gpus, o.accumulate, o.data),
+        ]
         environment = {**os.environ, **_environment(run), "BMASK_PARENT": str(os.getpid())}
         if o.device == "cpu":
             # detectron2's launcher would take NCCL if it saw a GPU.
@@ -195,7 +200,7 @@ class Slurm:
             wants = any(asked) if asked else _has_gpus(given.get("partition"))
             device = "cuda" if wants else "cpu"
         self.data = options.data and str(Path(options.data).absolute())
-        self.device = device
+        self.device, self.accumulate = device, options.accumulate
         self.parameters = {
             "time": SLURM_TIME,
             "nodes": 1,
@@ -250,7 +255,7 @@ class Slurm:
         )
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # said again by the exception
-                job = executor.submit(_Work(_arguments(run, self.device, 1, self.data)))
+                job = executor.submit(_Work(_arguments(run, self.device, 1, self.accumulate, self.data)))
         except FailedJobError as error:
             reason = (str(error).strip().splitlines() or ["nothing"])[-1]
             raise InputError(f"Slurm does not take the job of {run.name}, correct SLURM: {reason}") from None

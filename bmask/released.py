@@ -19,7 +19,6 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.projects.point_rend import add_pointrend_config
-from tabulate import tabulate
 from tqdm import tqdm
 
 from . import datasets, evaluate, runs
@@ -30,8 +29,6 @@ from .errors import InputError
 # In some versions' checkpoints and not in others', and without effect on what a model of this configuration detects.
 HARMLESS = re.compile(r"pixel_mean$|pixel_std$|anchor_generator\.cell_anchors|\.num_batches_tracked$")
 SHOWN = 3  # names in a sentence or a line
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-ROWS = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 
 
 @dataclass(frozen=True)
@@ -318,14 +315,8 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: datasets.Split) -> Dict
             cfg, model, images, split.category_ids(), lambda *_: bar.update()
         )
     max_dets = cfg.TEST.DETECTIONS_PER_IMAGE
-    metrics = evaluate.average_precision(split.json, detections, max_dets, tuple(ROWS), resamples=0)
+    metrics = evaluate.average_precision(split.json, detections, max_dets, resamples=0)
     return {"metrics": metrics, "images": len(images), "milliseconds_per_image": milliseconds}
-
-
-def to_markdown(metrics: Dict[str, Dict]) -> str:
-    """The metrics of :func:`bmask.evaluate.average_precision` as a table, in percent; "-" where nothing is to find."""
-    rows = [[ROWS[kind], *(found[name] for name in COLUMNS)] for kind, found in metrics.items()]
-    return tabulate(rows, ("", *COLUMNS), tablefmt="github", floatfmt=".1f", missingval="-")
 
 
 def _first(names: List[str]) -> str:

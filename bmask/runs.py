@@ -79,7 +79,7 @@ class Options:
     device: "auto", "cpu" or "cuda". num_gpus: processes of one run (with Slurm: on each of its nodes). jobs: runs at a
     time, 0 for as many as fit. data: folder of the data set. reuse: take published records of runs that were not made
     here. launcher: "local", processes on this machine, or "slurm", jobs of a cluster. slurm: what jobs are submitted
-    with, KEY=VALUE as in sbatch's ``--KEY=VALUE``.
+    with, KEY=VALUE as in sbatch's ``--KEY=VALUE``. accumulate: parts that each process takes its images in.
     """
 
     device: str = "auto"
@@ -89,6 +89,7 @@ class Options:
     reuse: bool = False
     launcher: str = "local"
     slurm: Tuple[str, ...] = ()
+    accumulate: int = 1
 
     @property
     def here(self) -> "Options":
@@ -152,8 +153,10 @@ def check_device(options: Options) -> str:
         raise InputError(f"DEVICE is {options.device!r}: choose auto, cpu or cuda")
     if options.device == "cuda" and not gpus and options.launcher == "local":
         raise InputError("DEVICE is cuda, but PyTorch finds no GPU on this machine: use DEVICE=cpu")
-    if options.num_gpus < 1 or options.jobs < 0:
-        raise InputError("NUM_GPUS has to be 1 or more, and JOBS 1 or more (or 0 for as many as fit)")
+    if options.num_gpus < 1 or options.accumulate < 1 or options.jobs < 0:
+        raise InputError(
+            "NUM_GPUS and ACCUMULATE have to be 1 or more, and JOBS 1 or more (or 0 for as many as fit)"
+        )
     device = "cuda" if gpus and options.device != "cpu" else "cpu"
     if options.num_gpus > max(gpus, 1) and options.device != "cpu" and options.launcher == "local":
         raise InputError(
@@ -183,8 +186,9 @@ def _checked_data(runs: List[Run], options: Options, processes: int) -> datasets
     processes of a run.
     """
     over = f"NUM_GPUS={processes}" if processes == options.num_gpus else f"{processes} processes"
+    over += f" with ACCUMULATE={options.accumulate}" if options.accumulate > 1 else ""
     for run in runs:
-        if run.cfg.SOLVER.IMS_PER_BATCH % processes:
+        if run.cfg.SOLVER.IMS_PER_BATCH % (processes * options.accumulate):
             raise InputError(
                 f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {over}: use a divisor"
             )
@@ -239,10 +243,11 @@ def work(run: Run, options: Options) -> int:
             for part in parts:
                 write_bytes(part.folder / "data_fingerprint", data.fingerprint.encode())
             if store:
-                ranks.tell(store, (data, device))
-                status = _together(run, store, data, device)
+                what = (data, device, options.accumulate)
+                ranks.tell(store, what)
+                status = _together(run, store, *what)
             else:
-                status = _launched(run, data, device, processes)
+                status = _launched(run, data, device, options)
             if status:
                 return status
         elif store:
@@ -251,19 +256,22 @@ def work(run: Run, options: Options) -> int:
     return 0
 
 
-def _launched(run: Run, data: datasets.Data, device: str, processes: int) -> int:
+def _launched(run: Run, data: datasets.Data, device: str, options: Options) -> int:
+    arguments = (run, data, device, options.accumulate)
     try:
-        launch(_train_and_evaluate, processes, dist_url="auto", args=(run, data, device))
+        launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=arguments)
     except torch.multiprocessing.ProcessRaisedException:
         if not (run.record() or {}).get("failed"):
             raise
     return 0 if run.own_record.exists() else FAILED
 
 
-def _together(run: Run, store: torch.distributed.Store, data: datasets.Data, device: str) -> int:
+def _together(
+    run: Run, store: torch.distributed.Store, data: datasets.Data, device: str, accumulate: int
+) -> int:
     try:
         ranks.join(store, device)
-        _train_and_evaluate(run, data, device)
+        _train_and_evaluate(run, data, device, accumulate)
     except NonFiniteLoss:
         return FAILED  # and whoever started the ranks stops those that have not seen it
     return 0
@@ -293,7 +301,7 @@ def _held(run: Run):
         lock.release()
 
 
-def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
+def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: int) -> None:
     if device == "cpu":
         torch.set_num_threads(run.cfg.STUDY.THREADS)
     cfg = on_device(run.cfg, device)
@@ -305,6 +313,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
         "data_fingerprint": data.fingerprint,
         **provenance(device),
         "num_gpus": comm.get_world_size(),
+        "accumulate": accumulate,
         "config": run.cfg.dump(),
     }
 
@@ -345,6 +354,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str) -> None:
             trained_as.folder,
             lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i),
             validate,
+            accumulate,
         )
     except NonFiniteLoss as error:
         write_bytes(run.published, as_json({**record, "failed": str(error)}))
