@@ -168,6 +168,14 @@ def image_paths(names: Sequence[str]) -> List[Path]:
     return list(dict.fromkeys(found))
 
 
+def strongest_boundaries(found: Instances, size: Sequence[int]) -> np.ndarray:
+    """(H, W), in [0, 1]: at each pixel of an image of this size the strongest of the instances' boundaries."""
+    if not len(found):
+        return np.zeros(size)
+    pasted = paste_masks_in_image(found.pred_boundaries[:, 0], found.pred_boxes, tuple(size), threshold=-1)
+    return pasted.amax(0).numpy() / 255
+
+
 def predict(
     predictor: Predictor, paths: List[Path], out: Path, min_score: float, boundaries: bool
 ) -> List[str]:
@@ -200,11 +208,8 @@ def predict(
         overlay = Visualizer(image, metadata).draw_instance_predictions(found).get_image()
         _write_png(out / f"{name}.png", overlay[:, :, ::-1])
         if boundaries:
-            pasted = paste_masks_in_image(
-                found.pred_boundaries[:, 0], found.pred_boxes, image.shape[:2], threshold=-1
-            )
-            strongest = pasted.amax(0).numpy() if len(found) else np.zeros(image.shape[:2], np.uint8)
-            _write_png(out / f"{name}_boundaries.png", strongest)
+            strongest = strongest_boundaries(found, image.shape[:2])
+            _write_png(out / f"{name}_boundaries.png", (255 * strongest).round().astype(np.uint8))
         number = len(content["images"]) + 1
         height, width = image.shape[:2]
         content["images"].append({"id": number, "file_name": str(path), "height": height, "width": width})
