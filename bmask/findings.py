@@ -126,7 +126,10 @@ def write() -> Path:
     results = runs.OUTPUT / "results"
     profiles = sorted(path.parent.name for path in results.glob("*/made.json"))
     notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
-    parts = ["# Findings", notes["setting"].strip(), *(f"- `{p}`: {tables.setting(p)[6:]}" for p in profiles)]
+    settings = "\n".join(
+        f"- `{profile}`: {tables.setting(profile).removeprefix('Here: ')}" for profile in profiles
+    )
+    parts = ["# Findings", notes["setting"].strip() + ":", settings]
     parts += ["## The paper's claims", notes["reading"].strip(), to_markdown(profiles)]
     parts += ["## What surprised, and was looked into", notes["surprises"].strip()]
     parts.append("All tables and figures: " + ", ".join(f"[{p}]({p}/README.md)" for p in profiles) + ".")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from . import figures, runs, tables
+from . import figures, findings, runs, tables
 from .errors import InputError
 from .files import write_bytes
 
@@ -64,6 +64,7 @@ def differences() -> List[str]:
                     number = item.removeprefix(figures.PREFIX)
                     (figures if _is_figure(item) else tables).write(number, path.parent.name, seeds)
                 write_page(path.parent.name)
+            findings.write()
         finally:
             runs.OUTPUT = output
         names = {p.relative_to(results) for p in _derived(results)} | {
@@ -84,7 +85,7 @@ def _derived(results: Path) -> List[Path]:
     kept = ("made.json", "cost.json")
     return [
         path
-        for path in results.glob("*/**/*")
+        for path in [*results.glob("*/**/*"), *results.glob("README.md")]
         if path.is_file()
         and path.name not in kept
         and path.suffix != ".ipynb"
@@ -129,9 +130,10 @@ def build(folder: Path) -> Path:
         for profile in profiles:
             _write_profile(source / profile, profile, commits)
         _write_commits(source / "commits.md", commits)
-        pages = "\n".join(["commits", *(f"{profile}/index" for profile in profiles)][::-1])
+        pages = "\n".join([*(f"{profile}/README" for profile in profiles), "commits"])
+        said = findings.write().read_text().split("\n", 1)[1]
         write_bytes(
-            source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n\n{_toctree(pages)}".encode()
+            source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n{_toctree(pages)}".encode()
         )
         warnings = io.StringIO()
         with docutils_namespace():
@@ -154,17 +156,18 @@ links to their configuration, their record and the commit of the code. Each has 
 
 def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) -> None:
     """The pages of a profile, in MyST Markdown, with what they link to."""
-    names, notebooks = [], []
+    results, names, notebooks = runs.OUTPUT / "results" / profile, [], []
     for item, seeds in tables.made(profile).items():
         name = item if item.startswith("figure") else tables.base_path(item, profile).name
         names.append(name)
         parts = [f"# {_title(item)}"]
         for path in _written(item, profile):
-            for end, other in _others(path):
-                write_bytes(folder / other.name, other.read_bytes())
-            links = [f"[{end}]({p.name})" for end, p in _others(path)]
-            parts += [*_shown(path, f"![{path.stem}]({path.stem}.png)"), " · ".join(links)]
-        executed = runs.OUTPUT / "results" / profile / _notebook(item)
+            places = {end: other.relative_to(results) for end, other in _others(path)}
+            for place in places.values():
+                write_bytes(folder / place, (results / place).read_bytes())
+            links = [f"[{end}]({place})" for end, place in places.items()]
+            parts += [*_shown(path, f"![{path.stem}]({places['png']})"), " · ".join(links)]
+        executed = results / _notebook(item)
         if executed.exists():
             write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
             notebooks.append(executed.stem)
@@ -188,7 +191,7 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
         write_bytes(folder / f"{name}.md", ("\n\n".join(parts) + "\n").encode())
     pages = "\n".join([*names, *(f"notebooks/{name}" for name in notebooks)])
     text = f"# Profile `{profile}`\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
-    write_bytes(folder / "index.md", text.encode())
+    write_bytes(folder / "README.md", text.encode())
 
 
 def _write_commits(path: Path, commits: Dict[str, List[str]]) -> None:

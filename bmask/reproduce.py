@@ -11,7 +11,7 @@ from typing import Dict, List
 import pandas as pd
 from tqdm import tqdm
 
-from . import cost, datasets, evaluate, figures, predictions, report, runs, submission, tables
+from . import cost, datasets, evaluate, figures, findings, predictions, report, runs, submission, tables
 from .datasets import cityscapes
 from .datasets.check import check_files
 from .errors import InputError
@@ -62,6 +62,7 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
         for notebook, shown in written.items():
             _execute(notebook, shown, profile, seeds, options.here)
     page = report.write_page(profile)
+    findings.write()
     if len(items) > 1:
         print(page)
     else:
