@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from bmask import config, cost, figures, report, runs, tables
+from bmask import config, cost, figures, findings, report, runs, tables
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +161,40 @@ def test_the_notebooks_have_parameters_and_no_outputs_in_git():
         cells = nbformat.read(path, 4).cells
         assert [c for c in cells if "parameters" in c.metadata.get("tags", [])], path
         assert not [c for c in cells if c.get("outputs")], path
+
+
+def test_results_are_what_their_records_give_and_any_change_is_found(site, everything, monkeypatch):
+    monkeypatch.setattr(runs, "OUTPUT", everything)
+    findings.write()
+    report.write_page("smoke")
+    assert report.differences() == []
+    table = everything / "results/smoke/table3.csv"
+    before = table.read_bytes()
+    table.write_bytes(before.replace(b"33.2", b"33.3"))
+    (everything / "results/smoke/stray.md").write_text("by hand")
+    try:
+        assert report.differences() == [
+            "smoke/stray.md is not made from any record",
+            "smoke/table3.csv is not what the records give",
+        ]
+    finally:
+        table.write_bytes(before)
+        (everything / "results/smoke/stray.md").unlink()
+
+
+@pytest.mark.parametrize(
+    "name,parameters",
+    [("own_data", {}), ("predict", {"profile": "smoke", "min_score": 0}), ("released_weights", {})],
+)
+def test_the_notebooks_for_data_and_weights_of_your_own_run(
+    everything, tmp_path, monkeypatch, name, parameters
+):
+    monkeypatch.setenv("BMASK_OUTPUT", str(everything))
+    given = [f"{key}={value}" for key, value in {**parameters, "device": "cpu"}.items()]
+    command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb")]
+    for text in given:
+        command += ["-p", *text.split("=")]
+    subprocess.run([*command, "--no-progress-bar"], check=True, timeout=300)
+    outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells for o in c.get("outputs", [])]
+    shown = {kind for o in outputs for kind in o.get("data", {})}
+    assert shown >= ({"image/png"} if name != "released_weights" else {"text/html", "text/markdown"})

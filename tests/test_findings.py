@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pytest
+
+from bmask import config, figures, files, findings, runs, tables
+
+
+def publish(variant, seed, gain, spread=0.2):
+    """A record whose resamples lie around a mean that all models share."""
+    noise = np.random.default_rng(seed).normal(30, 3, 500)
+    own = np.random.default_rng([seed, *variant.encode()]).normal(gain, spread, 500)
+    values = {name: 30 + gain for name in ("AP", "AP50", "AP75")}
+    metrics = {"segm": {**values, "bootstrap": {name: list(noise + own) for name in values}}}
+    record = {"metrics": metrics, "data_fingerprint": variant}
+    files.write_bytes(runs.Run(variant, "smoke", seed).published, json.dumps(record).encode())
+
+
+def test_a_verdict_is_what_the_interval_says(output):
+    for seed in (0, 1, 2):
+        publish("mask_rcnn", seed, 0)
+        publish("bmask_rcnn", seed, 2)
+        publish("sobel_mask_head", seed, -3)
+        publish("bmask_rcnn_m2b", seed, 2.0, spread=2)
+    found = findings.find("bmask_rcnn vs mask_rcnn", "AP", "smoke")
+    assert found.difference == 2 and found.seeds == [0, 1, 2] and found.verdict == "reproduced"
+    assert 1 < found.low < 2 < found.high < 3
+    assert findings.find("sobel_mask_head vs mask_rcnn", "AP", "smoke").verdict == "not reproduced"
+    assert findings.find("bmask_rcnn vs bmask_rcnn_m2b", "AP", "smoke").verdict == "undecided"
+    twin = runs.Run("bmask_rcnn_p2p5_28", "smoke", 0)
+    files.write_bytes(twin.published, runs.Run("bmask_rcnn", "smoke", 0).published.read_bytes())
+    found = findings.find("bmask_rcnn vs bmask_rcnn_p2p5_28", "AP", "smoke")
+    assert found.verdict == "the same model here" and found.difference == 0
+    assert findings.find("bmask_rcnn vs bmask_rcnn_b2m", "AP", "smoke") is None
+
+
+def test_a_failed_seed_and_one_that_only_one_row_has_are_left_out(output):
+    for seed in (0, 1, 2):
+        publish("mask_rcnn", seed, 0)
+        if seed < 2:
+            publish("bmask_rcnn", seed, 1)
+    files.write_bytes(runs.Run("mask_rcnn", "smoke", 1).published, b'{"failed": "iteration 3: no", "a": 1}')
+    assert findings.find("bmask_rcnn vs mask_rcnn", "AP", "smoke").seeds == [0]
+
+
+def test_a_difference_of_differences_is_paired(output):
+    """4 - 1 over 2 - 1: each seed moves all four rows alike, which cancels."""
+    gains = {"bmask_rcnn": 4, "mask_rcnn": 1, "bmask_rcnn_coarse16": 2, "mask_rcnn_coarse16": 1}
+    for variant, gain in gains.items():
+        for seed in (0, 1):
+            publish(variant, seed, gain + 5 * seed)
+    comparison = "bmask_rcnn - mask_rcnn vs bmask_rcnn_coarse16 - mask_rcnn_coarse16"
+    found = findings.find(comparison, "AP", "smoke")
+    assert found.difference == 2 and found.low == pytest.approx(2 - 1.96 * 0.4 / 2**0.5, abs=0.15)
+
+
+def test_the_papers_numbers_come_from_its_tables():
+    assert findings.papers("bmask_rcnn vs mask_rcnn", "AP") == 1.5
+    assert findings.papers("bmask_rcnn vs mask_rcnn", "AP75 - AP50") == pytest.approx(2.3 - 0.7)
+    assert findings.papers("bmask_rcnn vs mask_rcnn_larger_head", "AP") == 1.0
+    assert findings.papers("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness") is None
+
+
+def test_every_claim_compares_variants_that_there_are():
+    known, comparisons = set(config.available("variant")), []
+    for info in findings.claims():
+        assert info["metric"] == "thickness" or set(info["metric"].split(" - ")) <= set(tables.METRICS)
+        for comparison in info["compare"]:
+            comparisons.append((info["claim"], comparison))
+            assert {v for side in comparison.split(" vs ") for v in side.split(" - ")} <= known
+    assert len(set(comparisons)) == len(comparisons) >= 20
+
+
+def test_thickness_is_paired_over_objects(output, monkeypatch):
+    image = np.repeat(np.arange(20), 5)
+    thin = np.random.default_rng(0).uniform(1, 3, 100)
+
+    def load(run):
+        thick = 0.5 if run.variant == "bmask_rcnn_weighted_bce" else 0
+        return type("Kept", (), {"quality": {"image": image, "thickness": thin + thick}})
+
+    monkeypatch.setattr(findings.predictions, "load", load)
+    for variant in ("bmask_rcnn_weighted_bce", "bmask_rcnn"):
+        publish(variant, 0, 0)
+    found = findings.find("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness", "smoke")
+    assert found.difference == pytest.approx(0.5) and found.low == pytest.approx(0.5)
+
+
+def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(output):
+    publish("mask_rcnn", 0, 0)
+    publish("bmask_rcnn", 0, 2)
+    tables.note_made("3", "smoke", [0])
+    text = findings.write().read_text()
+    assert text.index("What differs") < text.index("| claim |") < text.index("What surprised")
+    assert "- `smoke`: data `shapes`" in text
+    rows = [line for line in text.splitlines() if " over " in line and line.startswith("|")]
+    assert len(rows) == sum(len(info["compare"]) for info in findings.claims())
+    assert "+1.5 | +2.0 [" in text and "**reproduced** (1 seed) |" in text
+    assert figures.bootstrapped([(np.array([0, 1]), np.array([1.0, 3.0]))])["mean"] == 2
