@@ -78,7 +78,7 @@ test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: setup  ## open JupyterLab on the notebooks, at their table of contents
-	$(BIN)/jupyter lab --notebook-dir notebooks "--LabApp.default_url=/lab/tree/README.md?factory=Markdown%20Preview"
+	$(BIN)/jupyter lab --notebook-dir notebooks --LabApp.default_url=/lab/tree/index.ipynb
 
 report: setup  ## build report/index.html, a site of all results that opens without server or network
 	@$(BIN)/python -m bmask report

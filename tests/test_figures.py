@@ -260,3 +260,17 @@ def test_an_unknown_figure_names_the_nearest():
 def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):
     expected = boundary_targets(torch.from_numpy(pictured.roi_masks)).numpy()
     assert (pictured.roi_boundaries == expected.astype(bool)).all()
+
+
+def test_the_controls_of_figure_6_redraw_what_is_below_them(pictured):
+    from bmask import explore
+
+    image, place, confidence, *pictures = explore.boundary_losses("smoke", 0).children
+    assert (image.max, place.max) == (2, 1)
+    before = [bytes(picture.value) for picture in pictures]
+    assert all(value.startswith(b"\x89PNG") for value in before)
+    confidence.value = 0.6
+    assert [bytes(p.value) == old for p, old in zip(pictures, before)] == [True, True, False]
+    place.value = 1
+    image.value = 2
+    assert all(bytes(picture.value) != old for picture, old in zip(pictures, before))
