@@ -216,14 +216,14 @@ def _options(options):
 
 
 def _run(options) -> int:
-    from . import config, runs, tables
+    from . import config, pool, runs, tables
 
     seeds = config.parse_seeds(options.seeds)
     if options.table:
         wanted = tables.table_runs(options.table, options.profile, seeds)
     else:
         wanted = [runs.Run(options.variant, options.profile, seed) for seed in seeds]
-    return 0 if runs.ensure(wanted, _options(options)) else 1
+    return 0 if pool.ensure(wanted, _options(options)) else 1
 
 
 def _table(options) -> int:
@@ -251,10 +251,10 @@ def _curves(options) -> int:
 
 
 def _predictions(options) -> int:
-    from . import config, predictions, runs
+    from . import config, pool, predictions, runs
 
     wanted = [runs.Run(options.variant, options.profile, s) for s in config.parse_seeds(options.seeds)]
-    if not runs.ensure(wanted, _options(options)):
+    if not pool.ensure(wanted, _options(options)):
         return 1
     predictions.ensure(wanted, _options(options).here)
 
@@ -282,7 +282,7 @@ def _check_data(options) -> int:
 
 
 def _train(options) -> int:
-    from . import config, own, runs
+    from . import config, own, pool, runs
     from .datasets import Split
     from .datasets.survey import survey, to_text
 
@@ -296,7 +296,7 @@ def _train(options) -> int:
             raise InputError(f"{json} has errors, above; correct them first")
         splits.append((Split(json, images), found))
     print(own.write_profile(options.name, *splits, device, options.batch, options.iterations), flush=True)
-    if not runs.ensure([runs.Run(options.variant, options.name, s) for s in seeds], _options(options)):
+    if not pool.ensure([runs.Run(options.variant, options.name, s) for s in seeds], _options(options)):
         return 1
     page = own.write_page(options.variant, options.name, seeds, _options(options))
     print(page.read_text(), page, sep="\n")

@@ -13,7 +13,7 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from matplotlib.figure import Figure
 
-from . import draw, predictions, runs, tables
+from . import draw, pool, predictions, runs, tables
 from .boundary import sobel
 from .config import EXPERIMENTS, nearest
 from .draw import COLOURS, LEVELS, TRUTH, Panel
@@ -84,8 +84,8 @@ def predicted_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run
 
 
 def ensure(number: str, profile: str, seeds: List[int], options: runs.Options) -> bool:
-    """Carry out the runs that a figure needs, and keep their predictions; see :func:`bmask.runs.ensure`."""
-    whole = runs.ensure(figure_runs(number, profile, seeds), options)
+    """Carry out the runs that a figure needs, and keep their predictions; see :func:`bmask.pool.ensure`."""
+    whole = pool.ensure(figure_runs(number, profile, seeds), options)
     if whole:
         predictions.ensure(predicted_runs(number, profile, seeds), options)
     return whole

@@ -30,9 +30,38 @@ SLURM_OVER = {
 }  # fmt: skip
 
 
-def launcher(options: runs.Options, wanted: List[runs.Run]) -> Union["Local", "Slurm"]:
-    """What starts the runs, of one profile. Raises InputError if it cannot be used here."""
-    return Slurm(options, wanted[0]) if options.launcher == "slurm" else Local(options)
+def ensure(wanted: List[runs.Run], options: runs.Options) -> bool:
+    """Carry out those of the runs, all of one profile, that have not been, with one progress bar.
+
+    Everything is checked before anything is trained or written. Runs that another process works on are
+    waited for.
+
+    Returns:
+        Whether all runs have a record with metrics.
+
+    Raises:
+        InputError: wrong data or options.
+    """
+    wanted = list(dict.fromkeys(wanted))
+    runs.check_device(options)
+    for run in wanted:
+        if run.own_record.exists():
+            runs.publish(run)
+    left = runs.unmade(wanted, options)
+    if not left:
+        return True
+    launcher = Slurm(options, left[0]) if options.launcher == "slurm" else Local(options)
+    runs.checked_data(wanted, options, launcher.processes)
+    return carry_out(left, launcher, jobs(options, left))
+
+
+def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
+    """Runs at a time: as many as asked for, or all (Slurm has a queue), or one on a GPU, or one for each core."""
+    if options.launcher == "slurm":
+        return options.jobs or len(wanted)
+    if options.jobs or runs.check_device(options) == "cuda":
+        return options.jobs or 1
+    return max(1, (os.cpu_count() or 1) // wanted[0].cfg.STUDY.THREADS)
 
 
 def carry_out(wanted: List[runs.Run], launcher: Union["Local", "Slurm"], jobs: int) -> bool:

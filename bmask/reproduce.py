@@ -11,7 +11,7 @@ from typing import Dict, List
 import pandas as pd
 from tqdm import tqdm
 
-from . import cost, datasets, evaluate, figures, findings, predictions, report, runs, submission, tables
+from . import cost, datasets, evaluate, figures, findings, pool, predictions, report, runs, submission, tables
 from .datasets import cityscapes
 from .datasets.check import check_files
 from .errors import InputError
@@ -48,7 +48,7 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     wanted = list(dict.fromkeys(wanted))
     if len(items) > 1:
         print(plan(wanted, options), flush=True)
-    whole = runs.ensure(wanted, options)
+    whole = pool.ensure(wanted, options)
     written = {}  # what each notebook shows
     for number in numbers:
         if tables.spec(number).get("cost"):
@@ -95,7 +95,7 @@ def plan(wanted: List[runs.Run], options: runs.Options) -> str:
     usual = pd.Series(mean).mean()
     trained = [run for run in left if run.trained_as == run]
     total = sum(run.cfg.SOLVER.MAX_ITER * mean.get(run.variant, usual) for run in trained)
-    minutes = total / runs.jobs(options, left) / 60
+    minutes = total / pool.jobs(options, left) / 60
     return f"{text}: about {minutes:.0f} minutes of training, at the speed of the {len(mean)} variants timed so far"
 
 

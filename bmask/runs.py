@@ -100,45 +100,9 @@ class Options:
         return Options(device, jobs=self.jobs, data=self.data, reuse=self.reuse)
 
 
-def ensure(runs: List[Run], options: Options) -> bool:
-    """Carry out those of the runs, all of one profile, that have not been, with one progress bar.
-
-    Everything is checked before anything is trained or written. Runs that another process works on are
-    waited for.
-
-    Returns:
-        Whether all runs have a record with metrics.
-
-    Raises:
-        InputError: wrong data or options.
-    """
-    from . import pool  # which starts what is defined here
-
-    runs = list(dict.fromkeys(runs))
-    check_device(options)
-    for run in runs:
-        if run.own_record.exists():
-            publish(run)
-    left = unmade(runs, options)
-    if not left:
-        return True
-    launcher = pool.launcher(options, left)
-    _checked_data(runs, options, launcher.processes)
-    return pool.carry_out(left, launcher, jobs(options, left))
-
-
 def unmade(runs: List[Run], options: Options) -> List[Run]:
     """Those of the runs that have to be carried out."""
     return [run for run in runs if not _made(run, options.reuse)]
-
-
-def jobs(options: Options, runs: List[Run]) -> int:
-    """Runs at a time: as many as asked for, or all (Slurm has a queue), or one on a GPU, or one for each core."""
-    if options.launcher == "slurm":
-        return options.jobs or len(runs)
-    if options.jobs or check_device(options) == "cuda":
-        return options.jobs or 1
-    return max(1, (os.cpu_count() or 1) // runs[0].cfg.STUDY.THREADS)
 
 
 def check_device(options: Options) -> str:
@@ -179,7 +143,7 @@ def _made(run: Run, reuse: bool) -> Optional[Dict]:
     return record if record and "failed" not in record else None
 
 
-def _checked_data(runs: List[Run], options: Options, processes: int) -> datasets.Data:
+def checked_data(runs: List[Run], options: Options, processes: int) -> datasets.Data:
     """The data of the last of runs of one profile, all of whose data are made and looked at.
 
     Raises InputError if the data are not sound, not what a run has seen before, or batches do not split over the
@@ -239,7 +203,7 @@ def work(run: Run, options: Options) -> int:
         if not run.own_record.exists():
             device = check_device(options)
             parts = list(dict.fromkeys([run, run.trained_as]))
-            data = _checked_data(parts, options, processes)
+            data = checked_data(parts, options, processes)
             for part in parts:
                 write_bytes(part.folder / "data_fingerprint", data.fingerprint.encode())
             if store:

@@ -169,7 +169,7 @@ def test_nothing_is_trained_twice(reference, output, monkeypatch):
     RUN.folder.mkdir(parents=True)
     (RUN.folder / "record.json").write_text(json.dumps(reference))
     monkeypatch.setattr(pool, "carry_out", None)  # would start the work
-    assert runs.ensure([RUN], runs.Options(device="cpu"))
+    assert pool.ensure([RUN], runs.Options(device="cpu"))
     assert RUN.record() == reference  # published again
 
 
@@ -312,7 +312,7 @@ def test_the_rows_of_table_3_add_one_component_each():
 def test_devices_that_are_not_there_are_one_sentence(output, monkeypatch, options, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match=message):
-        runs.ensure([RUN], runs.Options(**options))
+        pool.ensure([RUN], runs.Options(**options))
     assert os.listdir(output) == []
 
 
@@ -320,4 +320,4 @@ def test_rows_of_one_table_must_have_seen_the_same_data(output):
     RUN.folder.mkdir(parents=True)
     (RUN.folder / "data_fingerprint").write_text("0123456789abcdef")
     with pytest.raises(InputError, match="trained on other data .fingerprint 0123456789abcdef"):
-        runs.ensure([runs.Run("mask_rcnn", "smoke", 0), RUN], runs.Options(device="cpu"))
+        pool.ensure([runs.Run("mask_rcnn", "smoke", 0), RUN], runs.Options(device="cpu"))

@@ -139,7 +139,7 @@ def test_jobs_ask_for_gpus_where_they_use_them(commands, device, given, gpus):
         and slurm.parameters["cpus_per_task"] == RUN.cfg.STUDY.THREADS
     )
     assert slurm.processes == (6 if "nodes=3" in given else 2)
-    assert runs.jobs(options, [RUN] * 9) == 9
+    assert pool.jobs(options, [RUN] * 9) == 9
 
 
 @pytest.mark.parametrize(
