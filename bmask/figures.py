@@ -176,19 +176,16 @@ def _examples(profile: str, seeds: List[int]) -> Drawn:
     found = {v: predictions.load(runs.Run(v, profile, seeds[0])) for v in ("mask_rcnn", "bmask_rcnn")}
     pasted = {v: [_pasted(p, images, k) for k in range(len(images.pictures))] for v, p in found.items()}
     ious = {v: _best_ious(images, found[v], pasted[v]) for v in found}
-    number = len(images.pictures)
-    gain = np.array(
-        [(ious["bmask_rcnn"] - ious["mask_rcnn"])[images.image_of == k].mean() for k in range(number)]
-    )
-    order = np.argsort(gain, kind="stable")
-    rows = {}
+    change = pd.Series(ious["bmask_rcnn"] - ious["mask_rcnn"])
+    gain = change.groupby(images.image_of).mean().sort_values(kind="stable")  # of images with objects
+    number, rows = len(gain), {}
     for words, k in (
-        ("largest gain", order[-1]),
-        ("median", order[number // 2]),
-        ("largest loss" if gain[order[0]] < 0 else "smallest gain", order[0]),
+        ("largest gain", gain.index[-1]),
+        ("median", gain.index[number // 2]),
+        ("largest loss" if gain.iloc[0] < 0 else "smallest gain", gain.index[0]),
     ):
         inside = np.flatnonzero(images.image_of == k)
-        n = inside[np.abs(ious["bmask_rcnn"] - ious["mask_rcnn"])[inside].argmax()]
+        n = inside[change.abs()[inside].argmax()]
         picture = images.pictures[k]
         ours = found["bmask_rcnn"]
         outlines = [(images.masks[m], TRUTH) for m in inside]
