@@ -112,6 +112,10 @@ def _setting(profile: str, seeds: List[int]) -> str:
     return f"Profile `{profile}`, " + ("one seed." if len(seeds) == 1 else f"{len(seeds)} seeds.")
 
 
+def _over(seeds: List[int]) -> str:
+    return "images" if len(seeds) == 1 else "images and seeds"
+
+
 def _records(names: Sequence[str], profile: str, seeds: List[int]) -> Dict[str, Dict[int, Dict]]:
     """The records by variant and seed. Raises InputError where one is missing or of a failed run."""
     found = {}
@@ -363,8 +367,9 @@ def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
         f"How good these boundaries are, over all {count} objects of the test images, in their true boxes: the "
         "thickness of what has a probability above 0.5, in pixels of the 28x28 map (dotted: 1, as the truth; "
         f"{means}), and the shares of its pixels within one pixel of the truth (precision) and of the truth's "
-        "within one pixel of it (recall). Lines are 95% bootstrap intervals over images. Right: what share of "
-        "the pixels with a predicted probability is boundary; the mean distance to the diagonal, by pixels, is: "
+        f"within one pixel of it (recall). Lines are 95% bootstrap intervals over {_over(seeds)}. Right: what "
+        "share of the pixels with a predicted probability is boundary; the mean distance to the diagonal, by "
+        "pixels, is: "
         f"{error}."
     )
     drawn["figure6_numbers"] = (draw.boundary_numbers(frame, calibrations, names), caption)
@@ -467,7 +472,7 @@ def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
         "AP that BMask R-CNN gains over Mask R-CNN when both are trained on polygons that are off by 0, 2, 4, 8 "
         "and 16% of the size of the object (the square root of its area), over the mean IoU of these polygons "
         "with the exact masks; measured with the exact masks and with polygons as coarse as those trained on. "
-        f"Lines are 95% intervals (images{' and seeds' if len(seeds) > 1 else ''}). IoU of the annotation, and "
+        f"Lines are 95% intervals over {_over(seeds)}. IoU of the annotation, and "
         f"gains in AP with exact and with coarse truth: {gains}."
     )
     drawn = {"figure7a": (draw.coarseness(frame), caption)}
