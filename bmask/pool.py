@@ -50,9 +50,9 @@ def ensure(wanted: List[runs.Run], options: runs.Options) -> bool:
     left = runs.unmade(wanted, options)
     if not left:
         return True
-    launcher = Slurm(options, left[0]) if options.launcher == "slurm" else Local(options)
-    runs.checked_data(wanted, options, launcher.processes)
-    return carry_out(left, launcher, jobs(options, left))
+    starts = launcher(options, left)
+    runs.checked_data(wanted, options, starts.processes)
+    return carry_out(left, starts, jobs(options, left))
 
 
 def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
@@ -62,6 +62,11 @@ def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
     if options.jobs or runs.check_device(options) == "cuda":
         return options.jobs or 1
     return max(1, (os.cpu_count() or 1) // wanted[0].cfg.STUDY.THREADS)
+
+
+def launcher(options: runs.Options, wanted: List[runs.Run]) -> Union["Local", "Slurm"]:
+    """What starts the runs, of one profile. Raises InputError if it cannot be used here."""
+    return Slurm(options, wanted[0]) if options.launcher == "slurm" else Local(options)
 
 
 def carry_out(wanted: List[runs.Run], launcher: Union["Local", "Slurm"], jobs: int) -> bool:

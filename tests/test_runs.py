@@ -304,7 +304,7 @@ def test_the_rows_of_table_3_add_one_component_each():
         ({"device": "cuda"}, "no GPU on this machine"),
         ({"device": "tpu"}, "choose auto, cpu or cuda"),
         ({"num_gpus": 2}, "NUM_GPUS is 2, but this machine has 0"),
-        ({"num_gpus": 0}, "NUM_GPUS has to be 1 or more"),
+        ({"num_gpus": 0}, "NUM_GPUS and ACCUMULATE have to be 1 or more"),
         ({"num_gpus": 3, "device": "cpu"}, "2 images a batch do not split over NUM_GPUS=3"),
         ({"jobs": -1}, "JOBS"),
     ],
