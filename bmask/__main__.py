@@ -18,7 +18,10 @@ def main(arguments=None) -> int:
         print(f"bmask: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bmask: stopped; the same command continues from the last checkpoints", file=sys.stderr)
+        print(
+            "bmask: stopped; the same command goes on from the checkpoints of trainings, if it has any",
+            file=sys.stderr,
+        )
         return 130
 
 
