@@ -76,8 +76,8 @@ def train(
     start, history, validation, seconds = 0, [], [], []
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+        for name in parts.keys() & saved.keys():
+            parts[name].load_state_dict(saved[name])
         start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
         validation = saved.get("validation", [])
     elif cfg.MODEL.WEIGHTS:
@@ -163,13 +163,11 @@ def train(
                                 f"validation/{kind} AP", validation[-1][kind]["AP"] or 0, iteration
                             )
                 if save and comm.is_main_process():
-                    state = {name: part.state_dict() for name, part in parts.items()}
-                    progress = {"iteration": iteration, "losses": history, "seconds": seconds}
-                    progress["validation"] = validation
-                    write_file(
-                        checkpoint,
-                        lambda path: torch.save({**state, **progress}, path),
-                    )
+                    # Of a finished training only the model is of use: a third of the file with AdamW.
+                    state = {name: parts[name].state_dict() for name in (["model"] if last else parts)}
+                    state |= {"iteration": iteration, "losses": history, "seconds": seconds}
+                    state["validation"] = validation
+                    write_file(checkpoint, lambda path: torch.save(state, path))
                 report(iteration, float(np.median(seconds)))
                 clock = time.perf_counter()
     comm.synchronize()

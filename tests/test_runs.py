@@ -1,7 +1,9 @@
 import json
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +132,9 @@ def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
     assert [looked["iteration"] for looked in whole["validation"]] == [3]
     a, b = (torch.load(output / name / "checkpoint.pth", weights_only=True) for name in ("whole", "parts"))
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    # Stopped between training and evaluation, a run has nothing left to train, and needs no optimizer.
+    assert "optimizer" not in a
+    assert train.train(cfg, data.train.load(), output / "whole", stop_at(None), validate)["losses"] == whole["losses"]
 
 
 def test_a_half_written_file_is_never_seen(tmp_path):
@@ -143,6 +148,26 @@ def test_a_half_written_file_is_never_seen(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         files.write_file(target, write)
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["record.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def fill(_):
+        Path("/dev/full").write_bytes(b"1")
+
+    def save(_):
+        torch.save({"a": torch.zeros(9)}, "/dev/full")
+
+    with pytest.raises(RuntimeError):
+        files.write_file(tmp_path / "checkpoint.pth", save)  # of something else, as far as one can tell
+    with pytest.raises(InputError, match=f"the disk of {tmp_path} is full; make room"):
+        files.write_file(tmp_path / "record.json", fill)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(InputError, match="full"):
+        files.write_file(tmp_path / "checkpoint.pth", save)
+    with pytest.raises(InputError), files.whole_folder(tmp_path / "data"):
+        raise OSError("cannot write 1.png")
+    assert os.listdir(tmp_path) == []
 
 
 def test_lists_of_numbers_take_one_line_of_a_record(reference):
