@@ -134,7 +134,10 @@ def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
     # Stopped between training and evaluation, a run has nothing left to train, and needs no optimizer.
     assert "optimizer" not in a
-    assert train.train(cfg, data.train.load(), output / "whole", stop_at(None), validate)["losses"] == whole["losses"]
+    assert (
+        train.train(cfg, data.train.load(), output / "whole", stop_at(None), validate)["losses"]
+        == whole["losses"]
+    )
 
 
 def test_a_half_written_file_is_never_seen(tmp_path):
