@@ -344,7 +344,7 @@ def _evaluate(options) -> int:
     from .files import write_bytes
 
     if options.out and options.out.is_dir():
-        raise InputError(f"--out {options.out} is a folder; name a file in it.")
+        raise InputError(f"--out {options.out} is a folder; name a file in it")
     split = released.find_data(options.data, options.json, options.images)
     cfg, model, report = released.load(options.config, options.weights, options.partial, options.device)
     print(report, file=sys.stderr)

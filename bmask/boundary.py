@@ -1,6 +1,10 @@
 """From an instance mask to its boundary (Section 3.3, "Boundary Groundtruths")."""
 
+from typing import Tuple
+
 import torch
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.structures import Boxes
 from torch.nn import functional as F
 
 
@@ -62,3 +66,18 @@ def enclosed(boundaries: torch.Tensor) -> torch.Tensor:
             break
         inside = held
     return inside
+
+
+def strongest_boundaries(boundaries: torch.Tensor, boxes: Boxes, size: Tuple[int, int]) -> torch.Tensor:
+    """An image's boundaries: at each pixel the strongest of its instances'.
+
+    Args:
+        boundaries: (R, S, S), in [0, 1], in the R boxes.
+        size: H and W, pixels.
+
+    Returns:
+        (H, W), in [0, 1], in steps of 1/255; 0 everywhere without instances.
+    """
+    if not len(boxes):
+        return boundaries.new_zeros(size)
+    return paste_masks_in_image(boundaries, boxes, size, threshold=-1).amax(0) / 255

@@ -2,7 +2,7 @@
 
 
 class InputError(Exception):
-    """Wrong input. Its message is one sentence: what is wrong, where, and what to do.
+    """Wrong input. Its message is one sentence without a full stop: what is wrong, where, and what to do.
 
     ``python -m bmask`` prints it without a stack trace and exits with status 2.
     """

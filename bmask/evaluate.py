@@ -129,6 +129,7 @@ def average_precision(
     max_dets: int = 100,
     kinds: Sequence[str] = tuple(IOU_TYPES),
     resamples: int = RESAMPLES,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Dict[str, Dict]:
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
 
@@ -139,6 +140,7 @@ def average_precision(
         max_dets: detections that count, an image and class.
         kinds: of ``bbox``, ``segm`` and ``boundary``.
         resamples: of the images, for intervals.
+        report: called with text for a reader now and then: with COCO's 5,000 images the resamples take minutes.
 
     Returns:
         For each of the kinds a dict with AP, AP50, AP75, APs, APm, APl,
@@ -147,10 +149,18 @@ def average_precision(
         same images, so that differences between models are paired.
     """
     ground_truth = COCO(truth)
-    return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples) for kind in kinds}
+    return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples, report) for kind in kinds}
 
 
-def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: int, resamples: int) -> Dict:
+def _coco_ap(
+    ground_truth: COCO,
+    detections: List[Dict],
+    kind: str,
+    max_dets: int,
+    resamples: int,
+    report: Callable[[str], None],
+) -> Dict:
+    report(f"AP of {IOU_TYPES[kind]}")
     if kind != "bbox":
         # The size of a detection is then its mask's area, as for the truth, not its box's.
         detections = [
@@ -181,7 +191,12 @@ def _coco_ap(ground_truth: COCO, detections: List[Dict], kind: str, max_dets: in
         },
     }
     if resamples and kind != "boundary":
-        metrics["bootstrap"] = _bootstrap(evaluation, thresholds, resamples)
+        metrics["bootstrap"] = _bootstrap(
+            evaluation,
+            thresholds,
+            resamples,
+            lambda done: report(f"AP of {IOU_TYPES[kind]}, resample {done}/{resamples}"),
+        )
     return metrics
 
 
@@ -201,7 +216,9 @@ def annotation_iou(truth: Path, annotated: Path) -> float:
     return float(np.mean(ious))
 
 
-def _bootstrap(evaluation: COCOeval_faster, thresholds: List[str], resamples: int) -> Dict[str, List[float]]:
+def _bootstrap(
+    evaluation: COCOeval_faster, thresholds: List[str], resamples: int, report: Callable[[int], None]
+) -> Dict[str, List[float]]:
     """The headline metrics with the images drawn anew: what was matched in each is known, so AP alone is computed."""
     params, matched = evaluation._paramsEval, evaluation._evalImgs_cpp  # class x size x image
     images, sizes = len(params.imgIds), len(params.areaRng)
@@ -209,7 +226,9 @@ def _bootstrap(evaluation: COCOeval_faster, thresholds: List[str], resamples: in
     by_class = [matched[k * sizes * images :][:images] for k in range(len(params.catIds))]
     draws = np.random.default_rng(0).integers(images, size=(resamples, images))
     replicates = []
-    for draw in draws:
+    for done, draw in enumerate(draws):
+        if done % 20 == 0:
+            report(done)
         evaluation._evalImgs_cpp = [found[i] for found in by_class for i in draw]
         evaluation.accumulate()
         replicates.append(_headline(np.asarray(evaluation.eval["precision"])[..., 0, -1], thresholds))

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes
 from matplotlib.figure import Figure
 
 from . import draw, pool, predictions, runs, tables
-from .boundary import sobel
+from .boundary import sobel, strongest_boundaries
 from .config import EXPERIMENTS, nearest
 from .draw import COLOURS, LEVELS, TRUTH, Panel
 from .errors import InputError
@@ -197,7 +197,7 @@ def _examples(profile: str, seeds: List[int]) -> Drawn:
         for variant in found:
             outlines = [(mask, COLOURS[variant]) for mask in pasted[variant][k]]
             row[NAMES[variant]] = Panel(picture, outlines)
-        row["boundaries"] = Panel(_pasted(ours, images, k, boundaries=True))
+        row["boundaries"] = Panel(_boundaries(ours, images, k))
         row["RoI: truth"] = Panel(images.roi_masks[n].astype(float))
         row["Mask R-CNN "] = Panel(found["mask_rcnn"].masks[n].astype(float))
         row["BMask R-CNN "] = Panel(ours.masks[n].astype(float))
@@ -226,21 +226,26 @@ def shown_images(run: runs.Run, count: int) -> Figure:
             run.variant: Panel(picture, [(mask, draw.OURS) for mask in _pasted(found, images, k)]),
         }
         if found.boundaries is not None:
-            rows[f"image {k + 1}"]["boundaries"] = Panel(_pasted(found, images, k, boundaries=True))
+            rows[f"image {k + 1}"]["boundaries"] = Panel(_boundaries(found, images, k))
     return draw.pictures(rows, side=1.8)
 
 
-def _pasted(found: Predictions, images: Images, k: int, boundaries: bool = False) -> np.ndarray:
-    """The detections in picture k: masks (D, H, W), bool, or the strongest boundary (H, W), in [0, 1]."""
-    height, width = images.pictures[k].shape[:2]
+def _pasted(found: Predictions, images: Images, k: int) -> np.ndarray:
+    """The masks detected in picture k: (D, H, W), bool."""
+    masks, boxes, size = _detected(found, images, k, found.found_masks)
+    return paste_masks_in_image(masks, boxes, size).bool().numpy()
+
+
+def _boundaries(found: Predictions, images: Images, k: int) -> np.ndarray:
+    """The strongest boundary of what is detected in picture k: (H, W), in [0, 1]."""
+    return strongest_boundaries(*_detected(found, images, k, found.found_boundaries)).numpy()
+
+
+def _detected(found: Predictions, images: Images, k: int, maps: np.ndarray):
+    """Of picture k: those of the maps (D, 28, 28), their boxes, and the picture's height and width."""
     here = found.found_in == k
-    if not here.any():
-        return np.zeros((height, width)) if boundaries else np.zeros((0, height, width), bool)
-    maps = torch.from_numpy((found.found_boundaries if boundaries else found.found_masks)[here]).float()
     boxes = Boxes(torch.from_numpy(found.found_boxes[here]))
-    if boundaries:
-        return paste_masks_in_image(maps, boxes, (height, width), threshold=-1).amax(0).numpy() / 255
-    return paste_masks_in_image(maps, boxes, (height, width)).numpy()
+    return torch.from_numpy(maps[here]).float(), boxes, images.pictures[k].shape[:2]
 
 
 def _best_ious(images: Images, found: Predictions, pasted: List[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,6 @@ from detectron2.data import transforms as T
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.export import TracingAdapter
 from detectron2.export.torchscript_patch import patch_builtin_len
-from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
@@ -23,6 +22,7 @@ from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
 from . import config
+from .boundary import strongest_boundaries
 from .errors import InputError
 from .files import write_bytes, write_file
 
@@ -168,14 +168,6 @@ def image_paths(names: Sequence[str]) -> List[Path]:
     return list(dict.fromkeys(found))
 
 
-def strongest_boundaries(found: Instances, size: Sequence[int]) -> np.ndarray:
-    """(H, W), in [0, 1]: at each pixel of an image of this size the strongest of the instances' boundaries."""
-    if not len(found):
-        return np.zeros(size)
-    pasted = paste_masks_in_image(found.pred_boundaries[:, 0], found.pred_boxes, tuple(size), threshold=-1)
-    return pasted.amax(0).numpy() / 255
-
-
 def predict(
     predictor: Predictor, paths: List[Path], out: Path, min_score: float, boundaries: bool
 ) -> List[str]:
@@ -208,8 +200,8 @@ def predict(
         overlay = Visualizer(image, metadata).draw_instance_predictions(found).get_image()
         _write_png(out / f"{name}.png", overlay[:, :, ::-1])
         if boundaries:
-            strongest = strongest_boundaries(found, image.shape[:2])
-            _write_png(out / f"{name}_boundaries.png", (255 * strongest).round().astype(np.uint8))
+            strongest = strongest_boundaries(found.pred_boundaries[:, 0], found.pred_boxes, image.shape[:2])
+            _write_png(out / f"{name}_boundaries.png", (255 * strongest).round().byte().numpy())
         number = len(content["images"]) + 1
         height, width = image.shape[:2]
         content["images"].append({"id": number, "file_name": str(path), "height": height, "width": width})

@@ -89,22 +89,22 @@ def load(
     try:
         model = build_model(cfg)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{config_file} describes no model ({_words(error)}); correct it.") from error
+        raise InputError(f"{config_file} describes no model ({_words(error)}); correct it") from error
     try:
         report = _fill(model, checkpoint)
     except ValueError as error:  # of detectron2's heuristics
         raise InputError(
-            f"The names in {weights} do not tell its parameters apart ({_words(error)}); give a checkpoint with whole "
-            "names."
+            f"the names in {weights} do not tell its parameters apart ({_words(error)}); give a checkpoint with whole "
+            "names"
         ) from None
     if not report.loaded:
         raise InputError(
-            f"No parameter in {weights} fits the model of {config_file}; give the checkpoint that belongs to it."
+            f"no parameter in {weights} fits the model of {config_file}; give the checkpoint that belongs to it"
         )
     if not (partial or report.complete):
         raise InputError(
             f"{weights} does not match the model of {config_file}: {', '.join(report.flaws())}; give the "
-            "configuration that belongs to it, or accept that with --partial."
+            "configuration that belongs to it, or accept that with --partial"
         )
     return cfg, model.eval(), report
 
@@ -127,13 +127,13 @@ def read_config(config_file) -> CfgNode:
     """
     path = str(config_file)
     if not path.endswith((".yaml", ".yml")):
-        raise InputError(f"The configuration {path} is no .yaml file; give one, code is not run.")
+        raise InputError(f"the configuration {path} is no .yaml file; give one, code is not run")
     if not Path(path).is_file():
         try:
             path = model_zoo.get_config_file(path)
         except RuntimeError:
             raise InputError(
-                f"There is no configuration {path}, as a file or in detectron2's model zoo; correct its path."
+                f"there is no configuration {path}, as a file or in detectron2's model zoo; correct its path"
             ) from None
     cfg = get_cfg()
     for add_keys in (add_pointrend_config, add_bmask_config, add_study_config):
@@ -152,11 +152,11 @@ def read_config(config_file) -> CfgNode:
         yaml.YAMLError,
     ) as error:
         raise InputError(
-            f"{config_file} does not fit the configuration ({_words(error)}); correct or remove that."
+            f"{config_file} does not fit the configuration ({_words(error)}); correct or remove that"
         ) from error
     if not cfg.MODEL.MASK_ON:
         raise InputError(
-            f"The model of {config_file} predicts no masks (MODEL.MASK_ON); give one of instance segmentation."
+            f"the model of {config_file} predicts no masks (MODEL.MASK_ON); give one of instance segmentation"
         )
     cfg.freeze()
     return cfg
@@ -175,27 +175,27 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
             else:
                 content = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise InputError(
                 f"{path} asks for {asked[1]} to be run, which weights have no need of; do not trust it, or save the "
-                "state dict alone."
+                "state dict alone"
             ) from None
-        raise InputError(f"{path} is no checkpoint, or cut off; download or save it again.") from None
+        raise InputError(f"{path} is no checkpoint, or cut off; download or save it again") from None
     if not (isinstance(content, dict) and isinstance(content.get("model"), dict)):
         content = {"model": content}
     state = content["model"]
     if not isinstance(state, dict) or not state:
-        raise InputError(f"{path} holds no state dict; save one, or a dict with one under 'model'.")
+        raise InputError(f"{path} holds no state dict; save one, or a dict with one under 'model'")
     tensors = {}
     for name, value in state.items():
         value = value.values if isinstance(value, _Array) else value
         if not isinstance(name, str) or not isinstance(value, (np.ndarray, torch.Tensor)):
             raise InputError(
                 f"{path} holds no state dict, as its entry {name!r} is no array; save one, or a dict with one under "
-                "'model'."
+                "'model'"
             )
         tensors[name] = torch.as_tensor(value)
     if all(name.startswith("module.") for name in tensors):  # saved as a DataParallel model
@@ -281,8 +281,8 @@ def find_data(data: Optional[str], json: Optional[Path], images: Optional[Path])
     """
     if (json is None) != (images is None) or (data and json):
         raise InputError(
-            "The data are either COCO's folder or an instance file with its images; give --data, or both --json and "
-            "--images."
+            "the data are either COCO's folder or an instance file with its images; give --data, or both --json and "
+            "--images"
         )
     if json:
         return datasets.Split(json, images)
@@ -306,8 +306,8 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: datasets.Split) -> Dict
     classes = len(check_coco(split.json, split.images, drop_zero_area=True)["categories"])
     if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise InputError(
-            f"The model knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {split.json} has {classes}; give the kind "
-            "of data that it was trained on."
+            f"the model knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {split.json} has {classes}; give the kind "
+            "of data that it was trained on"
         )
     images = split.load()
     with tqdm(total=len(images), desc="detecting", unit="image") as bar:

@@ -154,7 +154,7 @@ def submit(server: str, run: runs.Run, options: runs.Options) -> Path:
         folder = datasets.coco_folder(data)
         test = datasets.Split(folder / "annotations/image_info_test-dev2017.json", folder / "test2017")
         if not test.json.exists():
-            raise InputError(f"There is no {test.json}; download it from cocodataset.org, or correct DATA.")
+            raise InputError(f"there is no {test.json}; download it from cocodataset.org, or correct DATA")
         check_files(test.json, test.images, json.loads(test.json.read_text())["images"])
         images, category_ids = test.load(), test.category_ids()
     else:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
@@ -330,9 +330,15 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     detections, milliseconds = detect(model, total)
     if not comm.is_main_process():
         return
-    record["metrics"] = evaluate.average_precision(data.val.json, detections, max_dets)
+    measure = partial(
+        evaluate.average_precision,
+        detections=detections,
+        max_dets=max_dets,
+        report=lambda text: report(text, total),
+    )
+    record["metrics"] = measure(data.val.json)
     if data.val_coarse:
-        coarse = evaluate.average_precision(data.val_coarse.json, detections, max_dets)
+        coarse = measure(data.val_coarse.json)
         record["metrics"].update({f"{kind}_coarse": metrics for kind, metrics in coarse.items()})
         record["annotation_iou"] = evaluate.annotation_iou(data.val.json, data.val_coarse.json)
     if cfg.STUDY.DATASET == "cityscapes":

@@ -16,7 +16,7 @@ def complaint(call, *places: str) -> str:
     with pytest.raises(InputError) as caught:
         call()
     message = str(caught.value)
-    assert "\n" not in message and message.endswith(".") and ". " not in message
+    assert "\n" not in message and not message.endswith(".") and ". " not in message
     assert ";" in message  # what to do follows what is wrong
     for place in places:
         assert place in message

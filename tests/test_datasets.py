@@ -282,57 +282,57 @@ def test_an_empty_list_is_one_sentence(coco, tmp_path, name):
 def test_a_missing_key_is_one_sentence(coco, tmp_path, name, key):
     del coco[name][0][key]
     call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
-    complaint(call, "instances.json", f"Entry 0 of '{name}'", f"lacks {key}")
+    complaint(call, "instances.json", f"entry 0 of '{name}'", f"lacks {key}")
 
 
 FLAWS = {
-    "an entry that is no object": ("annotations", 1, 3, ["Entry 1 of 'annotations'"]),
+    "an entry that is no object": ("annotations", 1, 3, ["entry 1 of 'annotations'"]),
     "two images of one id": ("images", 1, {"id": 1}, ["image id 1", "more than once"]),
     "two annotations of one id": ("annotations", 1, {"id": 7}, ["annotation id 7", "more than once"]),
     "an id that is a list": ("images", 1, {"id": [1]}, ["image id [1]"]),
-    "an image without height": ("images", 1, {"height": 0}, ["Image 2", "height 0"]),
-    "a file name that is a number": ("images", 1, {"file_name": 4}, ["Image 2", "file_name 4"]),
+    "an image without height": ("images", 1, {"height": 0}, ["image 2", "height 0"]),
+    "a file name that is a number": ("images", 1, {"file_name": 4}, ["image 2", "file_name 4"]),
     "an image file that is missing": (
         "images",
         1,
         {"file_name": "c.png"},
-        ["Image 2", "c.png", "1 of its 2"],
+        ["image 2", "c.png", "1 of its 2"],
     ),
-    "a folder that is missing": ("images", 1, {"file_name": "x/b.png"}, ["Image 2", "x/b.png", "1 of its 2"]),
-    "an image that is not listed": ("annotations", 0, {"image_id": 5}, ["Annotation 7", "image 5"]),
-    "a category that is not listed": ("annotations", 0, {"category_id": 5}, ["Annotation 7", "category 5"]),
-    "an image id that is a list": ("annotations", 0, {"image_id": [1]}, ["Annotation 7", "image [1]"]),
+    "a folder that is missing": ("images", 1, {"file_name": "x/b.png"}, ["image 2", "x/b.png", "1 of its 2"]),
+    "an image that is not listed": ("annotations", 0, {"image_id": 5}, ["annotation 7", "image 5"]),
+    "a category that is not listed": ("annotations", 0, {"category_id": 5}, ["annotation 7", "category 5"]),
+    "an image id that is a list": ("annotations", 0, {"image_id": [1]}, ["annotation 7", "image [1]"]),
     "a category id that is a list": (
         "annotations",
         0,
         {"category_id": [1]},
-        ["Annotation 7", "category [1]"],
+        ["annotation 7", "category [1]"],
     ),
-    "a bbox of three numbers": ("annotations", 0, {"bbox": [1, 2, 3]}, ["Annotation 7", "bbox"]),
-    "a bbox of texts": ("annotations", 0, {"bbox": ["1", 2, 3, 4]}, ["Annotation 7", "bbox"]),
-    "a segmentation that is a text": ("annotations", 0, {"segmentation": "x"}, ["Annotation 7", "neither"]),
-    "a flat polygon": ("annotations", 0, {"segmentation": SQUARE}, ["Annotation 7", "neither"]),
+    "a bbox of three numbers": ("annotations", 0, {"bbox": [1, 2, 3]}, ["annotation 7", "bbox"]),
+    "a bbox of texts": ("annotations", 0, {"bbox": ["1", 2, 3, 4]}, ["annotation 7", "bbox"]),
+    "a segmentation that is a text": ("annotations", 0, {"segmentation": "x"}, ["annotation 7", "neither"]),
+    "a flat polygon": ("annotations", 0, {"segmentation": SQUARE}, ["annotation 7", "neither"]),
     "a polygon of texts": (
         "annotations",
         0,
         {"segmentation": [["1"] * 6]},
-        ["Annotation 7", "not all numbers"],
+        ["annotation 7", "not all numbers"],
     ),
     "an odd polygon": (
         "annotations",
         0,
         {"segmentation": [SQUARE[:7]]},
-        ["Annotation 7", "7 numbers, an odd"],
+        ["annotation 7", "7 numbers, an odd"],
     ),
-    "no polygon at all": ("annotations", 0, {"segmentation": []}, ["Annotation 7", "zero area"]),
+    "no polygon at all": ("annotations", 0, {"segmentation": []}, ["annotation 7", "zero area"]),
     "points in a line": (
         "annotations",
         0,
         {"segmentation": [[1, 1, 2, 2, 3, 3]]},
-        ["Annotation 7", "zero area"],
+        ["annotation 7", "zero area"],
     ),
-    "an empty RLE": ("annotations", 0, {"segmentation": rle(filled=False)}, ["Annotation 7", "zero area"]),
-    "an RLE of another size": ("annotations", 0, {"segmentation": rle(20, 16)}, ["Annotation 7", "[20, 16]"]),
+    "an empty RLE": ("annotations", 0, {"segmentation": rle(filled=False)}, ["annotation 7", "zero area"]),
+    "an RLE of another size": ("annotations", 0, {"segmentation": rle(20, 16)}, ["annotation 7", "[20, 16]"]),
 }
 
 
@@ -346,7 +346,7 @@ def test_a_flawed_entry_is_one_sentence_that_names_it(coco, tmp_path, flaw):
 def test_a_polygon_with_two_points_is_one_sentence(coco, tmp_path):
     coco["annotations"][0]["segmentation"].append([1, 1, 5, 5])
     call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
-    complaint(call, "instances.json", "Annotation 7 of image 1 (a.png)", "2 points")
+    complaint(call, "instances.json", "annotation 7 of image 1 (a.png)", "2 points")
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_polygon_with_two_points_is_one_sentence(coco, tmp_path):
 def test_an_rle_that_does_not_decode_is_one_sentence(coco, tmp_path, counts):
     coco["annotations"][2]["segmentation"]["counts"] = counts
     call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
-    complaint(call, "instances.json", "Annotation 9 of image 2 (b.png)", "does not decode")
+    complaint(call, "instances.json", "annotation 9 of image 2 (b.png)", "does not decode")
 
 
 def test_a_missing_image_folder_counts_every_image(coco, tmp_path):

@@ -273,7 +273,7 @@ def test_missing_test_images_are_one_sentence(output, tmp_path):
     run = runs.Run("mask_rcnn", "paper", 0)
     files.write_bytes(run.own_record, b"{}")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="There is no .*image_info_test-dev2017"):
+    with pytest.raises(InputError, match="there is no .*image_info_test-dev2017"):
         reproduce.submit("coco", run, runs.Options(device="cpu", data=str(tmp_path / "empty")))
 
 

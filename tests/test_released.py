@@ -362,7 +362,7 @@ def test_other_classes_than_the_data_has_are_refused(folder, tmp_path, data, cap
     assert run("--config", config, "--weights", weights, *data) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err.splitlines()[-1] == (
-        f"bmask: The model knows 7 classes and {data[1]} has 4; give the kind of data that it was trained on."
+        f"bmask: the model knows 7 classes and {data[1]} has 4; give the kind of data that it was trained on"
     )
 
 

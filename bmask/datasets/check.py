@@ -40,8 +40,8 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
         name, sides = image["file_name"], (image["height"], image["width"])
         if not isinstance(name, str) or not all(isinstance(side, int) and side > 0 for side in sides):
             raise InputError(
-                f"Image {image['id']} in {json_file} has the file_name {name!r}, height {sides[0]!r} and"
-                f" width {sides[1]!r}, which must be a text and two positive integers; correct its entry."
+                f"image {image['id']} in {json_file} has the file_name {name!r}, height {sides[0]!r} and"
+                f" width {sides[1]!r}, which must be a text and two positive integers; correct its entry"
             )
     check_files(json_file, image_root, data["images"])
 
@@ -58,7 +58,7 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
                 )
         except Flaw as flaw:
             owner = f" of image {image['id']} ({image['file_name']})" if image else ""
-            raise InputError(f"Annotation {annotation['id']}{owner} in {json_file} {flaw}.") from None
+            raise InputError(f"annotation {annotation['id']}{owner} in {json_file} {flaw}") from None
         if area == 0:
             empty.append(annotation["id"])
     if empty:
@@ -67,7 +67,7 @@ def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = Fals
         dropped = set(empty)
         data["annotations"] = [a for a in data["annotations"] if a["id"] not in dropped]
         if not data["annotations"]:
-            raise InputError(f"No annotation in {json_file} has a mask of any area; write the file anew.")
+            raise InputError(f"no annotation in {json_file} has a mask of any area; write the file anew")
     return data
 
 
@@ -88,14 +88,14 @@ def parse(json_file: Path) -> dict:
     try:
         data = json.loads(json_file.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"The annotation file {json_file} does not exist; check its path.") from None
+        raise InputError(f"the annotation file {json_file} does not exist; check its path") from None
     except OSError as error:
         raise InputError(
-            f"The annotation file {json_file} cannot be read ({error.strerror}); check its permissions."
+            f"the annotation file {json_file} cannot be read ({error.strerror}); check its permissions"
         ) from None
     except ValueError as error:
         raise InputError(
-            f"The annotation file {json_file} is not JSON, or cut off ({error}); write or download it again."
+            f"the annotation file {json_file} is not JSON, or cut off ({error}); write or download it again"
         ) from None
     finally:
         if collecting:
@@ -105,17 +105,17 @@ def parse(json_file: Path) -> dict:
         if not isinstance(entries, list):
             raise InputError(
                 f"{json_file} has no list {name!r}; convert it to a COCO instance file, an object with the"
-                " lists 'images', 'annotations' and 'categories'."
+                " lists 'images', 'annotations' and 'categories'"
             )
         if not entries:
-            raise InputError(f"{json_file} lists no {name}; check how it was written or give another file.")
+            raise InputError(f"{json_file} lists no {name}; check how it was written or give another file")
         for position, entry in enumerate(entries):
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
                 known = f" (id {entry['id']!r})" if isinstance(entry, dict) and "id" in entry else ""
                 raise InputError(
-                    f"Entry {position} of {name!r}{known} in {json_file} lacks {', '.join(missing)}; add what"
-                    " is missing or remove the entry."
+                    f"entry {position} of {name!r}{known} in {json_file} lacks {', '.join(missing)}; add what"
+                    " is missing or remove the entry"
                 )
     return data
 
@@ -124,11 +124,11 @@ def _by_id(json_file: Path, kind: str, entries: Iterable[dict]) -> dict:
     found = {}
     for entry in entries:
         if not isinstance(entry["id"], (int, str)):
-            raise InputError(f"The {kind} id {entry['id']!r} in {json_file} is no number; give it one.")
+            raise InputError(f"the {kind} id {entry['id']!r} in {json_file} is no number; give it one")
         if entry["id"] in found:
             raise InputError(
-                f"The {kind} id {entry['id']!r} occurs more than once in {json_file}; give every {kind} an id"
-                " of its own."
+                f"the {kind} id {entry['id']!r} occurs more than once in {json_file}; give every {kind} an id"
+                " of its own"
             )
         found[entry["id"]] = entry
     return found
@@ -150,8 +150,8 @@ def check_files(json_file: Path, image_root: Path, images: list[dict]) -> None:
             missing.append(image)
     if missing:
         raise InputError(
-            f"Image {missing[0]['id']} ({missing[0]['file_name']}) of {json_file} is not in {image_root},"
-            f" where {len(missing)} of its {len(images)} images are missing; correct the folder or add them."
+            f"image {missing[0]['id']} ({missing[0]['file_name']}) of {json_file} is not in {image_root},"
+            f" where {len(missing)} of its {len(images)} images are missing; correct the folder or add them"
         )
 
 

@@ -46,7 +46,7 @@ def convert(root: Path, folder: Path) -> None:
                 if (size := _size(image)) != (width, height):
                     raise InputError(
                         f"{truth} is {width} x {height} pixels, its image {size[0]} x {size[1]}; unpack"
-                        " gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip again."
+                        " gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip again"
                     )
                 name = f"{image.parent.name}/{image.name}"
                 images.append({"id": number, "file_name": name, "height": height, "width": width})
@@ -103,7 +103,7 @@ def scripts(name: str) -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"Cityscapes needs the package cityscapesScripts, which cannot be imported ({error}); install it"
-            " with `pip install --no-deps cityscapesScripts pyquaternion`."
+            " with `pip install --no-deps cityscapesScripts pyquaternion`"
         ) from None
 
 
@@ -112,8 +112,8 @@ def truth_file(image: Path, gt_folder: Path) -> Path:
     truth = gt_folder / image.parent.name / (image.name.removesuffix(IMAGE) + TRUTH)
     if not truth.is_file():
         raise InputError(
-            f"The image {image} has no annotation {truth}; unpack gtFine_trainvaltest.zip again, or remove"
-            " the image."
+            f"the image {image} has no annotation {truth}; unpack gtFine_trainvaltest.zip again, or remove"
+            " the image"
         )
     return truth
 
@@ -128,7 +128,7 @@ def _images(root: Path, split: str) -> list[Path]:
     if not (images := sorted(folder.glob(f"*/*{IMAGE}"))):
         raise InputError(
             f"{folder} holds no <city>/*{IMAGE}; unpack leftImg8bit_trainvaltest.zip in {root}, or correct"
-            " its path."
+            " its path"
         )
     return images
 
@@ -137,7 +137,7 @@ def _folder(root: Path, tree: str, split: str) -> Path:
     for folder in (root, root / tree, root / tree / split):
         if not folder.is_dir():
             raise InputError(
-                f"There is no folder {folder}; unpack {tree}_trainvaltest.zip in {root}, or correct its path."
+                f"there is no folder {folder}; unpack {tree}_trainvaltest.zip in {root}, or correct its path"
             )
     return root / tree / split
 
@@ -148,7 +148,7 @@ def _size(image: Path) -> tuple[int, int]:
         with Image.open(image) as picture:
             return picture.size
     except BROKEN:
-        raise InputError(f"{image} is no readable PNG; unpack leftImg8bit_trainvaltest.zip again.") from None
+        raise InputError(f"{image} is no readable PNG; unpack leftImg8bit_trainvaltest.zip again") from None
 
 
 def _read_ids(truth: Path) -> np.ndarray:
@@ -160,7 +160,7 @@ def _read_ids(truth: Path) -> np.ndarray:
         ids = None
     if ids is None or ids.dtype != np.uint16 or ids.ndim != 2:
         raise InputError(
-            f"{truth} is no readable PNG of 16-bit instance ids; unpack gtFine_trainvaltest.zip again."
+            f"{truth} is no readable PNG of 16-bit instance ids; unpack gtFine_trainvaltest.zip again"
         )
     return ids
 

@@ -34,7 +34,7 @@ def download(target: Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{URL} could not be downloaded to {target} ({error}); try again, or fetch it on another machine"
-            " and put it there."
+            " and put it there"
         ) from None
 
 
@@ -77,8 +77,8 @@ def convert(source: Path, folder: Path, *, val_share: float = 0.2) -> None:
                 mask = _decode(source, name, read, cv2.IMREAD_GRAYSCALE)
                 if mask.shape != (height, width):
                     raise InputError(
-                        f"The mask {name} in {source} is {mask.shape[1]} x {mask.shape[0]} pixels, its image"
-                        f" {width} x {height}; download stage1_train.zip again."
+                        f"the mask {name} in {source} is {mask.shape[1]} x {mask.shape[0]} pixels, its image"
+                        f" {width} x {height}; download stage1_train.zip again"
                     )
                 if not mask.any():
                     continue
@@ -105,10 +105,10 @@ def _opened(source: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     try:
         archive = zipfile.ZipFile(source)
     except FileNotFoundError:
-        raise InputError(f"{source} does not exist; download {URL} or correct the path.") from None
+        raise InputError(f"{source} does not exist; download {URL} or correct the path") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{source} is neither a folder nor a complete zip ({error}); download it again from {URL}."
+            f"{source} is neither a folder nor a complete zip ({error}); download it again from {URL}"
         ) from None
     with archive:
         yield [name for name in archive.namelist() if name.endswith(".png")], archive.read
@@ -129,12 +129,12 @@ def _layout(source: Path, names: list[str]) -> tuple[dict[str, str], dict[str, l
     if not images or not masks:
         raise InputError(
             f"{source} holds no <ImageId>/images/<ImageId>.png with <ImageId>/masks/*.png; give stage1_train"
-            f" of BBBC038 in its original layout, from {URL}."
+            f" of BBBC038 in its original layout, from {URL}"
         )
     if orphans := sorted(masks.keys() - images.keys()):
         raise InputError(
             f"{source} has masks of {orphans[0]} and no image {orphans[0]}/images/{orphans[0]}.png; unpack or"
-            " download stage1_train.zip again."
+            " download stage1_train.zip again"
         )
     return images, masks
 
@@ -145,7 +145,7 @@ def _decode(source: Path, name: str, read: Callable[[str], bytes], flag: int) ->
     except (OSError, zipfile.BadZipFile, zlib.error, cv2.error):
         picture = None
     if picture is None:
-        raise InputError(f"{name} in {source} is no readable PNG; download stage1_train.zip again.")
+        raise InputError(f"{name} in {source} is no readable PNG; download stage1_train.zip again")
     return picture
 
 
