@@ -406,7 +406,8 @@ def _cpu_name() -> str:
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    # The instructions belong to it: with others, sums are rounded otherwise, and numbers differ.
+    return f"{name}, {os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def as_json(content: Dict) -> bytes:

@@ -240,7 +240,7 @@ def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
         ]
     notes = [f"- {row['variant']}: {row['note']}" for row in lines_of if row["note"]]
     lines += ["", *notes] if notes else []
-    made = {key: ", ".join(values) for key, values in frame.attrs.items()}
+    made = {key: "; ".join(values) for key, values in frame.attrs.items()}
     if made["device_name"]:
         lines += [
             "",
