@@ -326,12 +326,13 @@ def loss_surface(boundary: np.ndarray, confidence: float = 0.9, reach: int = 5) 
         image = panel.imshow(surface, extent=extent, cmap="cividis")
         figure.colorbar(image, ax=panel, shrink=0.7)
         panel.set(title=f"{title}, shifted", xlabel="x shift (pixels)", ylabel="y shift (pixels)")
+        panel.set(xticks=[-reach, 0, reach], yticks=[-reach, 0, reach])
         panel.grid(False)
     for k, (kind, name) in enumerate((("dice", "Dice"), ("bce", "BCE"), ("weighted_bce", "weighted BCE"))):
         style = dict(color=COLOURS[f"bmask_rcnn_{kind}"], marker=MARKERS[k], label=name)
         last.plot([1, 3, 5, 7], losses(torch.stack(thick), kind), **style)
     last.set(title="thickened", xlabel="thickness (pixels)", ylabel="loss", xticks=[1, 3, 5, 7])
-    last.margins(y=0.25)
+    last.set_ylim(0, 1.6 * last.get_ylim()[1])  # room for the names
     last.legend(fontsize=7, loc="upper left")
     return figure
 

@@ -17,7 +17,7 @@ def boundary_losses(profile: str, seed: int) -> widgets.Widget:
     image = widgets.IntSlider(0, 0, len(images.pictures) - 1, description="image")
     place = widgets.IntSlider(0, 0, 0, description="object")
     confidence = widgets.FloatSlider(0.9, min=0.55, max=0.95, step=0.05, description="confidence")
-    context, row, surface = (widgets.Image(format="png") for _ in range(3))
+    context, row, surface = (widgets.Image(format="png", width=width) for width in (260, 780, 780))
 
     def redraw(_=None):
         inside = np.flatnonzero(images.image_of == image.value)
@@ -34,4 +34,4 @@ def boundary_losses(profile: str, seed: int) -> widgets.Widget:
     for control in (image, place, confidence):
         control.observe(redraw, "value")
     redraw()
-    return widgets.VBox([image, place, confidence, context, row, surface])
+    return widgets.VBox([widgets.HBox([widgets.VBox([image, place, confidence]), context]), row, surface])

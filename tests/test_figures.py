@@ -265,7 +265,8 @@ def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):
 def test_the_controls_of_figure_6_redraw_what_is_below_them(pictured):
     from bmask import explore
 
-    image, place, confidence, *pictures = explore.boundary_losses("smoke", 0).children
+    top, *pictures = explore.boundary_losses("smoke", 0).children
+    (image, place, confidence), pictures = top.children[0].children, [top.children[1], *pictures]
     assert (image.max, place.max) == (2, 1)
     before = [bytes(picture.value) for picture in pictures]
     assert all(value.startswith(b"\x89PNG") for value in before)
