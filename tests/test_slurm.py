@@ -211,7 +211,7 @@ def test_stopped_it_cancels_its_jobs_and_started_again_it_continues(slurm, outpu
     wait_for((RUN.folder / "checkpoint.pth").exists, first)
     first.send_signal(signal.SIGINT)
     status, _, err = finished(first)
-    assert status == 130 and "continues from the last checkpoints" in err
+    assert status == 130 and "goes on from the checkpoints" in err
     assert not RUN.own_record.exists(), "the run was over before it could be stopped"
     kept = seconds_in_checkpoint(RUN)
     deadline = time.monotonic() + 60
