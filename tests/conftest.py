@@ -9,6 +9,8 @@ from bmask import runs
 from bmask.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Seconds until what hangs is ended: machines with two cores differ in speed by a factor of five.
+PATIENCE = 1800
 
 
 def complaint(call, *places: str) -> str:

@@ -3,6 +3,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from conftest import PATIENCE
 
 from bmask import config, runs
 from bmask.__main__ import main
@@ -31,7 +32,7 @@ def arguments(folder, *more):
 
 def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
     process = bmask(*arguments(mine, "--name", "mine", "--iterations", "4"))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("instances_train_coarse0.04.json: 6 images,")
@@ -48,9 +49,9 @@ def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
     assert list(record["metrics"]["segm"]["per_class"]) == list(shapes.CLASSES)
     # The same command finds everything made; the profile serves the other commands as well.
     process = bmask(*arguments(mine, "--name", "mine", "--iterations", "4"))
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     process = bmask("table", "3", "--profile", "mine")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert "profile `mine`" in out and process.returncode == 0
 
 

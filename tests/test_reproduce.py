@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
+from conftest import PATIENCE
 
 from bmask import config, cost, figures, findings, report, runs, tables
 
@@ -30,7 +31,7 @@ def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
     notebook = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", "notebooks/table3_components.ipynb", str(notebook)]
     command += ["-p", "profile", "smoke", "-p", "seeds", "0", "-p", "device", "cpu", "--no-progress-bar"]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=PATIENCE)
     results = tmp_path / "results" / "smoke"
     assert {p.name for p in results.glob("table3.*")} == {"table3.csv", "table3.md", "table3.png"}
     assert len(list((results / "runs").glob("*.json"))) == 5
@@ -38,7 +39,7 @@ def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
     assert "not run" not in text and "failed" not in text and "(34.7)" in text
     assert_shown(notebook)
     process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "runs done" not in err
 
 
@@ -51,7 +52,7 @@ def assert_shown(notebook):
 def test_everything_at_smoke_with_one_command(everything, bmask):
     """What `make reproduce-all` does, but for the training: every table, figure and notebook, and one page."""
     process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert out.startswith(f"{len(config.available('variant'))} runs, 0 of them to be made\n")
     results = everything / "results" / "smoke"
@@ -76,7 +77,7 @@ def test_everything_at_smoke_with_one_command(everything, bmask):
         assert str(everything) not in path.read_text() and str(runs.REPOSITORY) not in path.read_text()
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
-    assert process.wait(timeout=300) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*")} == before
 
 
@@ -150,7 +151,7 @@ def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path
     command += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,844", "--dump-dom"]
     opened = subprocess.run(
-        [*command, f"file://{site / page}.html"], capture_output=True, text=True, timeout=120
+        [*command, f"file://{site / page}.html"], capture_output=True, text=True, timeout=PATIENCE
     )
     assert "CONSOLE" not in opened.stderr, opened.stderr
     assert "</html>" in opened.stdout and "BMask R-CNN" in opened.stdout
@@ -194,6 +195,6 @@ def test_results_are_what_their_records_give_and_any_change_is_found(site, every
 def test_the_other_notebooks_run_as_they_are(everything, tmp_path, monkeypatch, name, parameters, shown):
     monkeypatch.setenv("BMASK_OUTPUT", str(everything))
     command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(tmp_path / "out.ipynb")]
-    subprocess.run([*command, "-p", *parameters, "--no-progress-bar"], check=True, timeout=300)
+    subprocess.run([*command, "-p", *parameters, "--no-progress-bar"], check=True, timeout=PATIENCE)
     outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells for o in c.get("outputs", [])]
     assert shown in {kind for o in outputs for kind in o.get("data", {})}

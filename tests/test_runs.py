@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PATIENCE
 from filelock import FileLock
 
 from bmask import config, datasets, files, pool, runs, tables, train
@@ -20,8 +21,8 @@ def comparable(record):
     return {k: record[k] for k in ("metrics", "losses", "config", "data_fingerprint")}
 
 
-def finished(process, seconds=240):
-    out, err = process.communicate(timeout=seconds)
+def finished(process):
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 
@@ -75,7 +76,7 @@ def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrup
 ):
     command = ("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
     first = bmask(*command)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (RUN.folder / "checkpoint.pth").exists():
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
@@ -90,13 +91,13 @@ def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrup
 
 def test_a_run_ends_with_the_process_that_started_it(output, bmask):
     first = bmask("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (RUN.folder / "progress.json").exists():
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
     first.kill()
     finished(first)
-    with FileLock(RUN.folder / "lock", timeout=60):  # the worker has let go
+    with FileLock(RUN.folder / "lock", timeout=PATIENCE):  # the worker has let go
         assert not (RUN.folder / "record.json").exists()
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from cluster import cluster, lacking
+from conftest import PATIENCE
 
 from bmask import __main__, pool, runs, tables
 from bmask.errors import InputError
@@ -18,14 +19,14 @@ WORK = ("work", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
 ONE = ("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
 
 
-def finished(process, seconds=400):
-    out, err = process.communicate(timeout=seconds)
+def finished(process):
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 
-def wait_for(condition, process, seconds=240):
+def wait_for(condition, process):
     """The first true value of ``condition()``, while the process runs."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -54,7 +55,7 @@ def torchrun(output, *arguments):
         cwd=runs.REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
     )
 
 
@@ -63,7 +64,7 @@ def two_processes(tmp_path_factory):
     """The record of a run by two processes of detectron2's launcher."""
     folder = tmp_path_factory.mktemp("launcher")
     command = [sys.executable, "-m", "bmask", *WORK, "--num-gpus", "2"]
-    subprocess.run(command, env=environment(folder), cwd=runs.REPOSITORY, check=True, timeout=240)
+    subprocess.run(command, env=environment(folder), cwd=runs.REPOSITORY, check=True, timeout=PATIENCE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUT", folder)
         return RUN.record()
@@ -214,7 +215,7 @@ def test_stopped_it_cancels_its_jobs_and_started_again_it_continues(slurm, outpu
     assert status == 130 and "goes on from the checkpoints" in err
     assert not RUN.own_record.exists(), "the run was over before it could be stopped"
     kept = seconds_in_checkpoint(RUN)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while slurm("squeue", "--noheader"):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -4,6 +4,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import PATIENCE
 
 from bmask import config, cost, draw, figures, files, reproduce, runs, tables
 from bmask.__main__ import main
@@ -140,7 +141,7 @@ def test_wrong_input_on_the_command_line_is_one_sentence_and_status_2(
 
 def test_wrong_input_ends_the_process_with_status_2_and_no_stack_trace(bmask):
     process = bmask("reproduce", "33")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and out == ""
     assert err.startswith("bmask: there is no table '33': did you mean '3'") and err.count("\n") == 1
 
