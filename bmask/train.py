@@ -72,11 +72,16 @@ def train(
     scheduler = build_lr_scheduler(cfg, optimizer)
     scaler = torch.amp.GradScaler(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+
+    def needed(iteration: int) -> List[str]:
+        """Of a finished training only the model is of use: a third of the file with AdamW."""
+        return list(parts) if iteration < cfg.SOLVER.MAX_ITER else ["model"]
+
     checkpoint = folder / "checkpoint.pth"
     start, history, validation, seconds = 0, [], [], []
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)
-        for name in parts.keys() & saved.keys():
+        for name in needed(saved["iteration"]):
             parts[name].load_state_dict(saved[name])
         start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
         validation = saved.get("validation", [])
@@ -163,8 +168,7 @@ def train(
                                 f"validation/{kind} AP", validation[-1][kind]["AP"] or 0, iteration
                             )
                 if save and comm.is_main_process():
-                    # Of a finished training only the model is of use: a third of the file with AdamW.
-                    state = {name: parts[name].state_dict() for name in (["model"] if last else parts)}
+                    state = {name: parts[name].state_dict() for name in needed(iteration)}
                     state |= {"iteration": iteration, "losses": history, "seconds": seconds}
                     state["validation"] = validation
                     write_file(checkpoint, lambda path: torch.save(state, path))

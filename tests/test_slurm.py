@@ -215,7 +215,7 @@ def test_stopped_it_cancels_its_jobs_and_started_again_it_continues(slurm, outpu
     assert status == 130 and "goes on from the checkpoints" in err
     assert not RUN.own_record.exists(), "the run was over before it could be stopped"
     kept = seconds_in_checkpoint(RUN)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 60
     while slurm("squeue", "--noheader"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
