@@ -63,6 +63,12 @@ def test_shapes_are_the_same_bytes_for_the_same_seed(made, tmp_path):
     assert contents(tmp_path / "again") == contents(made)
 
 
+def test_shapes_are_the_same_bytes_with_more_processes(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "PICTURES_A_WORKER", 4)
+    generate(tmp_path / "again", seed=1, **SIZES)
+    assert contents(tmp_path / "again") == contents(made)
+
+
 def test_another_seed_makes_other_pictures(made, tmp_path):
     shapes.generate(tmp_path / "other", seed=2, num_train=2, num_val=0, image_size=128)
     ours, theirs = contents(made), contents(tmp_path / "other")

@@ -5,12 +5,14 @@ function of (seed, split, index), so asking for more pictures does not change th
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..files import whole_folder, write_bytes
@@ -21,6 +23,7 @@ SPLITS = ("train", "val")
 MIN_VISIBLE_SHARE = 0.4  # of an object's pixels, those outside the picture included
 MIN_VISIBLE_PIXELS = 40
 TRIES = 20  # places tried for an object before it is left out
+PICTURES_A_WORKER = 100  # fewer are not worth starting another process for
 
 Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u, v), outer radius 1, to inside or not
 
@@ -42,24 +45,44 @@ def generate(folder: Path, *, seed: int, num_train: int, num_val: int, image_siz
 
 
 def _write_split(draft: Path, seed: int, split: str, count: int, size: int, bar: tqdm) -> None:
-    (draft / "images" / split).mkdir(parents=True)
+    folder = draft / "images" / split
+    folder.mkdir(parents=True)
+    pictures = DataLoader(
+        _Pictures(folder, seed, split, count, size),
+        batch_size=None,
+        collate_fn=list,
+        num_workers=min(os.cpu_count() or 1, count // PICTURES_A_WORKER),
+        worker_init_fn=lambda _: cv2.setNumThreads(0),  # its threads do not survive the fork
+    )
     images, annotations = [], []
-    for index in range(count):
-        picture, classes, masks = _scene(seed, split, index, size)
-        path = draft / "images" / split / f"{index:06d}.png"
-        if not cv2.imwrite(str(path), picture):
-            raise OSError(f"cannot write {path}")
-        images.append({"id": index + 1, "file_name": path.name, "height": size, "width": size})
-        for category, mask in zip(classes, masks):
-            instance = {"id": len(annotations) + 1, "image_id": index + 1}
-            instance |= {"category_id": category + 1, "iscrowd": 0}
-            annotations.append({**instance, **_exact(mask)})
+    for number, objects in enumerate(pictures, start=1):
+        images.append({"id": number, "file_name": f"{number - 1:06d}.png", "height": size, "width": size})
+        for instance in objects:
+            ids = {"id": len(annotations) + 1, "image_id": number}
+            annotations.append({**ids, **instance})
         bar.update()
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     info = {"description": f"embedded shapes, {split}, fine annotations"}
     info |= {"seed": seed, "num_images": count, "image_size": size}
     content = {"info": info, "categories": categories, "images": images, "annotations": annotations}
     (draft / "annotations" / f"instances_{split}_fine.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+class _Pictures(Dataset):
+    """Writes each picture that it is asked for, and gives its annotations without their ids."""
+
+    def __init__(self, folder: Path, seed: int, split: str, count: int, size: int):
+        self.folder, self.seed, self.split, self.count, self.size = folder, seed, split, count, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> list[dict]:
+        picture, classes, masks = _scene(self.seed, self.split, index, self.size)
+        path = self.folder / f"{index:06d}.png"
+        if not cv2.imwrite(str(path), picture):
+            raise OSError(f"cannot write {path}")
+        return [{"category_id": c + 1, "iscrowd": 0, **_exact(mask)} for c, mask in zip(classes, masks)]
 
 
 def coarsen(folder: Path, split: str, coarseness: float) -> None:
