@@ -106,8 +106,8 @@ def measure(profile: str, device: str) -> Dict:
         rounds = int(np.clip(SECONDS / round_seconds, MIN_ROUNDS, MAX_ROUNDS))
         times = {variant: [] for variant in SYSTEMS}
         for _ in tqdm(range(rounds), desc="timing", unit="round"):
-            for variant, model in models.items():
-                times[variant].append(_milliseconds(model, cfgs[variant]))
+            for variant in SYSTEMS:
+                times[variant].append(_milliseconds(models[variant], cfgs[variant]))
     finally:
         torch.set_num_threads(threads)
     first = np.array(times[SYSTEMS[0]])
