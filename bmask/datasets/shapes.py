@@ -52,7 +52,7 @@ def _write_split(draft: Path, seed: int, split: str, count: int, size: int, bar:
         batch_size=None,
         collate_fn=list,
         num_workers=min(os.cpu_count() or 1, count // PICTURES_A_WORKER),
-        worker_init_fn=lambda _: cv2.setNumThreads(0),  # its threads do not survive the fork
+        worker_init_fn=_single_threaded,
     )
     images, annotations = [], []
     for number, objects in enumerate(pictures, start=1):
@@ -66,6 +66,10 @@ def _write_split(draft: Path, seed: int, split: str, count: int, size: int, bar:
     info |= {"seed": seed, "num_images": count, "image_size": size}
     content = {"info": info, "categories": categories, "images": images, "annotations": annotations}
     (draft / "annotations" / f"instances_{split}_fine.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _single_threaded(_: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
 
 
 class _Pictures(Dataset):
