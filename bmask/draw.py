@@ -91,6 +91,7 @@ def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str
     frame = frame[[row.variant != "published" for row in rows]].reset_index(drop=True)
     rows = [row for row in rows if row.variant != "published"]
     places = np.arange(len(frame))
+    # Three panels of 1.4 inches would be narrower than their labels beside long names of rows.
     figure = _figure(1.4 * max(len(metrics), 4) + 2, 0.3 * len(frame) + 1.2)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, metrics):

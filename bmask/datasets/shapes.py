@@ -7,12 +7,14 @@ function of (seed, split, index), so asking for more pictures does not change th
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.data import MapDataset
 from pycocotools import mask as rle_tools
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..files import whole_folder, write_bytes
@@ -48,18 +50,17 @@ def _write_split(draft: Path, seed: int, split: str, count: int, size: int, bar:
     folder = draft / "images" / split
     folder.mkdir(parents=True)
     pictures = DataLoader(
-        _Pictures(folder, seed, split, count, size),
+        MapDataset(range(count), partial(_write_picture, folder, seed, split, size)),
         batch_size=None,
         collate_fn=list,
         num_workers=min(os.cpu_count() or 1, count // PICTURES_A_WORKER),
         worker_init_fn=_single_threaded,
     )
     images, annotations = [], []
-    for number, objects in enumerate(pictures, start=1):
-        images.append({"id": number, "file_name": f"{number - 1:06d}.png", "height": size, "width": size})
+    for number, (name, objects) in enumerate(pictures, start=1):
+        images.append({"id": number, "file_name": name, "height": size, "width": size})
         for instance in objects:
-            ids = {"id": len(annotations) + 1, "image_id": number}
-            annotations.append({**ids, **instance})
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **instance})
         bar.update()
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     info = {"description": f"embedded shapes, {split}, fine annotations"}
@@ -72,21 +73,14 @@ def _single_threaded(_: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
 
 
-class _Pictures(Dataset):
-    """Writes each picture that it is asked for, and gives its annotations without their ids."""
-
-    def __init__(self, folder: Path, seed: int, split: str, count: int, size: int):
-        self.folder, self.seed, self.split, self.count, self.size = folder, seed, split, count, size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> list[dict]:
-        picture, classes, masks = _scene(self.seed, self.split, index, self.size)
-        path = self.folder / f"{index:06d}.png"
-        if not cv2.imwrite(str(path), picture):
-            raise OSError(f"cannot write {path}")
-        return [{"category_id": c + 1, "iscrowd": 0, **_exact(mask)} for c, mask in zip(classes, masks)]
+def _write_picture(folder: Path, seed: int, split: str, size: int, index: int) -> tuple[str, list[dict]]:
+    """Gives the file's name and the annotations, without their ids."""
+    picture, classes, masks = _scene(seed, split, index, size)
+    path = folder / f"{index:06d}.png"
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"cannot write {path}")
+    objects = [{"category_id": c + 1, "iscrowd": 0, **_exact(mask)} for c, mask in zip(classes, masks)]
+    return path.name, objects
 
 
 def coarsen(folder: Path, split: str, coarseness: float) -> None:
