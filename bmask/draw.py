@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from contourpy import contour_generator
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch.nn import functional as F
@@ -374,9 +375,11 @@ def _show(panel, content: Panel) -> None:
     for mask, shade in content.outlines:
         # Padded, so that the outline is closed where the image cuts the object.
         x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
-        outline = np.pad(mask, 1).astype(float)
-        panel.contour(x, y, outline, [0.5], colors=["black"], linewidths=1.8)  # seen on any background
-        panel.contour(x, y, outline, [0.5], colors=[shade], linewidths=1)
+        lines = contour_generator(x, y, np.pad(mask, 1).astype(float)).lines(0.5)
+        for colour, width_of_line in (("black", 1.8), (shade, 1)):  # seen on any background
+            # As lines they are simplified: a contour of matplotlib keeps each step of each pixel.
+            for line in lines:
+                panel.plot(*line.T, color=colour, linewidth=width_of_line)
     if content.box is not None:
         x0, y0, x1, y1 = content.box - 0.5
         panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], ":", color="white", linewidth=1)
