@@ -224,7 +224,10 @@ def to_markdown(profile: str, paper: Sequence[Dict[str, str]]) -> str:
                 "parameters, M": f"{system['parameters'] / 1e6:.1f}",
                 "ms an image (paper)": f"{system['ms']:.1f} [{low:.1f}, {high:.1f}] ({ms:.1f})",
                 "ratio (paper)": f"{system['ratio']:.3f} ({ms / paper_ms[0]:.3f})",
-                "peak memory, MiB": f"{system['peak_memory_mib']:.0f}",
+                # The record of profile gpu lacks it: it had counted another model's weights as well.
+                "peak memory, MiB": f"{system['peak_memory_mib']:.0f}"
+                if "peak_memory_mib" in system
+                else "–",
             }
         )
     height, width = record["input"]
