@@ -16,9 +16,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DETECTRON2 ?= wheel
 DETECTRON2_SHA256 = 491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
+DETECTRON2_COMMIT = a59f0563
 # Without what it asks for: a backport of Python's own `typing`, and parts of no use here.
 CITYSCAPES = cityscapesScripts==2.3.0
-DETECTRON2_COMMIT = a59f0563
 WHEEL = $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
 BIN = $(VENV)/bin
 READY = $(VENV)/bmask-$(DETECTRON2).ready
@@ -33,7 +33,7 @@ help:  ## list the targets and variables
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
 	@echo
 	@echo "Variables, with their defaults:"
-	@echo "  PROFILE=cpu     smoke, cpu, gpu, nuclei, paper or paper_cityscapes: data, backbone and schedule;"
+	@echo "  PROFILE=cpu     smoke, cpu, gpu, nuclei, nuclei_3x, paper or paper_cityscapes: data, backbone, schedule;"
 	@echo "                  such as paper-batch8 for another number of images a batch (linear scaling rule)"
 	@echo "  SEEDS=0         runs of each row, such as 0,1,2"
 	@echo "  DEVICE=auto     cpu or cuda"
