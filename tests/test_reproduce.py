@@ -39,7 +39,7 @@ def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
     assert "not run" not in text and "failed" not in text and "(34.7)" in text
     assert_shown(notebook)
     process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "runs done" not in err
 
 
