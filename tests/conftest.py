@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from bmask.errors import InputError
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Seconds until what hangs is ended: machines with two cores differ in speed by a factor of five.
 PATIENCE = 1800
+# Started in the background of a shell, tests would pass on that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def complaint(call, *places: str) -> str:
