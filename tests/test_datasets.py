@@ -538,9 +538,10 @@ def test_a_download_that_fails_leaves_nothing_and_is_one_sentence(tmp_path, monk
 
 
 def test_a_download_arrives_whole(stage1, tmp_path, monkeypatch):
-    monkeypatch.setattr(nuclei, "URL", zipped(stage1).as_uri())
+    served = zipped(stage1)
+    monkeypatch.setattr(nuclei, "URL", served.as_uri())
     nuclei.download(tmp_path / "got/stage1.zip")
-    assert contents(tmp_path / "got") == {"stage1.zip": zipped(stage1).read_bytes()}
+    assert contents(tmp_path / "got") == {"stage1.zip": served.read_bytes()}
 
 
 # --- where data lies
