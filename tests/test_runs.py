@@ -203,6 +203,15 @@ def test_nothing_is_trained_twice(reference, output, monkeypatch):
     assert RUN.record() == reference  # published again
 
 
+def test_of_a_long_queue_the_first_are_shown(output, capsys):
+    queued = SimpleNamespace(phase=lambda progress: "pending", poll=lambda: 0)
+    launcher = SimpleNamespace(start=lambda run: queued, stop=lambda workers: None, pause=0)
+    wanted = [runs.Run("bmask_rcnn", "smoke", seed) for seed in range(10)]
+    assert pool.carry_out(wanted, launcher, jobs=10)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert last.count("pending") == 8 and "2 more" in last
+
+
 def test_records_made_elsewhere_count_on_request_alone(reference, output, monkeypatch):
     files.write_bytes(RUN.published, json.dumps(reference).encode())
     assert runs._made(RUN, reuse=True) == reference
