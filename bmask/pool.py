@@ -23,7 +23,7 @@ from . import runs
 from .errors import InputError
 from .files import write_bytes
 
-SHOWN = 8  # runs at work beside the progress bar
+SHOWN = 8  # runs beside the progress bar, of those at work or submitted
 # Minutes of a job. It is requeued when they are over.
 SLURM_TIME = 240
 SLURM_OVER = {
@@ -119,8 +119,9 @@ def carry_out(wanted: List[runs.Run], launcher: Union["Local", "Slurm"], jobs: i
                     done[run] = run.cfg.SOLVER.MAX_ITER
             finished = len(wanted) - len(waiting) - len(workers)
             bar.set_description_str(f"{finished} of {len(wanted)} runs done", refresh=False)
-            more = [f"{len(texts) - SHOWN} more"] if len(texts) > SHOWN else []  # mostly jobs that wait
-            bar.set_postfix_str(", ".join(texts[:SHOWN] + more), refresh=False)
+            if len(texts) > SHOWN:  # most of them jobs that wait
+                texts[SHOWN:] = [f"{len(texts) - SHOWN} more"]
+            bar.set_postfix_str(", ".join(texts), refresh=False)
             bar.update(sum(done.values()) - bar.n)
     finally:
         bar.close()
