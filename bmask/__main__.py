@@ -316,7 +316,8 @@ def _predict(options) -> int:
 
 
 def _export(options) -> int:
-    from .predictor import Predictor, read_image
+    from .images import read_image
+    from .predictor import Predictor
 
     image = read_image(options.image)
     Predictor(options.weights, options.config, options.device).export(options.out, image)

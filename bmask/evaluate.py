@@ -8,7 +8,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MapDataset
+from detectron2.data import MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
@@ -17,6 +17,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+from .images import ImageMapper
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -52,7 +54,7 @@ def detect(
     """
     sampler = InferenceSampler(len(dataset))
     loader = DataLoader(
-        MapDataset(dataset, DatasetMapper(cfg, is_train=False)),
+        MapDataset(dataset, ImageMapper(cfg, is_train=False)),
         sampler=sampler,
         batch_size=1,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

@@ -14,7 +14,6 @@ from typing import Dict, List, Optional
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks, Boxes, Instances
 from faster_coco_eval import COCO
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from .boundary import boundary_targets
 from .datasets.check import fingerprint
 from .errors import InputError
 from .files import write_bytes
+from .images import ImageMapper, read_image
 
 MAX_IMAGES, MAX_OBJECTS = 24, 150  # the first images, as long as they have no more objects
 MIN_SCORE = 0.3  # detections below are not kept
@@ -200,7 +200,7 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
     for k, image in enumerate(dataset[:MAX_IMAGES]):
         if k and len(masks) + len(image["annotations"]) > MAX_OBJECTS:
             break
-        picture = cv2.imread(image["file_name"])
+        picture = read_image(image["file_name"])[:, :, ::-1]
         # At full quality a JPEG of a small image is as large as the image.
         arrays[f"picture{k}"] = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
         for annotation, mask in _objects(truth, image):
@@ -240,7 +240,7 @@ def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: s
     boundaries = config.predicts_boundaries(cfg)
     cfg.MODEL.BOUNDARY_MASK_HEAD.OUTPUT_BOUNDARIES = boundaries
     model = evaluate.load_model(cfg, run.trained_as.folder / "checkpoint.pth")
-    mapper, truth = DatasetMapper(cfg, is_train=False), COCO(data.val.json)
+    mapper, truth = ImageMapper(cfg, is_train=False), COCO(data.val.json)
     coarse = COCO(data.val_coarse.json) if data.val_coarse else None
     kept, found, annotated, measured = [], [], [], []
     for k, image in enumerate(dataset):

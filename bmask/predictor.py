@@ -25,8 +25,7 @@ from . import config
 from .boundary import strongest_boundaries
 from .errors import InputError
 from .files import write_bytes, write_file
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from .images import SUFFIXES, read_image
 
 
 class Predictor:
@@ -141,14 +140,6 @@ class Predictor:
         write_file(Path(path), lambda draft: torch.jit.save(traced, str(draft)))
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3), uint8, RGB. Raises InputError for a file that is no image."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
-    if picture is None:
-        raise InputError(f"{path} is no image that can be read; remove it or correct the path")
-    return np.ascontiguousarray(picture[:, :, ::-1])
-
-
 def image_paths(names: Sequence[str]) -> List[Path]:
     """The images that files, folders and patterns such as ``"*.jpg"`` stand for, in order, each once.
 
@@ -159,7 +150,7 @@ def image_paths(names: Sequence[str]) -> List[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            here = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            here = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         else:
             here = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name))]
         if not here:

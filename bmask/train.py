@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import build_model
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .errors import InputError
 from .files import write_file
+from .images import ImageMapper
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -230,7 +230,7 @@ def train_loader(cfg: CfgNode, dataset: List[Dict], start: int, part: int, num_p
                 yield list(bucket)
                 bucket.clear()
 
-    mapped = _SeededImages(dataset, DatasetMapper(cfg, is_train=True), cfg.SEED, part)
+    mapped = _SeededImages(dataset, ImageMapper(cfg, is_train=True), cfg.SEED, part)
     return DataLoader(
         mapped,
         batch_sampler=itertools.islice(batches(), start, None),

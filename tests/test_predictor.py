@@ -10,7 +10,8 @@ import bmask as package
 from bmask import datasets, evaluate, runs
 from bmask.__main__ import main
 from bmask.errors import InputError
-from bmask.predictor import image_paths, read_image
+from bmask.images import read_image
+from bmask.predictor import image_paths
 
 RUN = runs.Run("bmask_rcnn", "smoke", 0)
 
