@@ -62,11 +62,12 @@ def multiply_adds(variant: str) -> float:
 def ensure(profile: str, options: runs.Options) -> None:
     """Measure what Table 8 shows, unless this has been done here, and publish it as ``cost.json``.
 
-    With ``options.reuse`` a shipped measurement is taken as it is.
+    With ``options.reuse`` a measurement that was made elsewhere is taken as it is.
     """
     device = runs.check_device(options)
     own = runs.OUTPUT / "runs" / profile / "cost.json"
-    if not own.exists() and options.reuse and (runs.shipped(profile) / "cost.json").exists():
+    folders = runs.results(profile), runs.shipped(profile)
+    if not own.exists() and options.reuse and any((folder / "cost.json").exists() for folder in folders):
         return
     if not own.exists() or json.loads(own.read_text())["runs"] != _identities(profile):
         write_bytes(own, runs.as_json(measure(profile, device)))
@@ -233,7 +234,7 @@ def to_markdown(folders: Dict[str, Path], names: Sequence[str], paper: Sequence[
                 ]
             )
         lines.append(["", "paper", words["head_GFLOPs"], f"{ms:.1f}", f"{ms / paper_ms[0]:.3f}", "", ""])
-    columns = ["", "", "multiply-adds, G", "ms an image", "ratio", "parameters, M", "memory, MiB"]
+    columns = ["", "", "GMAC", "ms an image", "ratio", "parameters, M", "MiB"]
     text, said = pd.DataFrame(lines, columns=columns).to_markdown(index=False, disable_numparse=True), ""
     for source, record in records.items():
         height, width = record["input"]
@@ -243,7 +244,7 @@ def to_markdown(folders: Dict[str, Path], names: Sequence[str], paper: Sequence[
             f"{'the GPU' if record['device'] == 'cuda' else 'a whole process, libraries included'}. "
         )
     said += (
-        "paper: one RTX 2080 Ti, input 600x1000. Multiply-adds are the head's, for one RoI at the paper's sizes. Times "
+        "paper: one RTX 2080 Ti, input 600x1000. GMAC: multiply-adds of the head for one RoI at the paper's sizes. Times "
         "are medians and quartiles, the systems in turn; a ratio is the median of the rounds' ratios."
     )
     return f"{text}\n\n{fill(said, 100)}\n"

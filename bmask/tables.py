@@ -284,14 +284,15 @@ def shown(metrics: List[str]) -> List[str]:
 
 
 def _intervals(frames: Dict[str, pd.DataFrame]) -> str:
-    many = any(len(frame.attrs["seeds"]) > 1 for frame in frames.values())
+    numbers = [len(frame.attrs["seeds"]) for frame in frames.values()]
+    many, one = max(numbers) > 1, min(numbers) == 1
     return (
         "AP of masks in percent"
         + (", mean ± standard deviation over the seeds" if many else "")
         + "; Δ: what the row gains over its baseline"
         + (" with the same seed" if many else "")
-        + ", with its 95% bootstrap interval over images and seeds. With one seed the interval knows nothing of other "
-        "seeds."
+        + ", with its 95% bootstrap interval over images and seeds."
+        + (" With one seed it knows nothing of other seeds." if one else "")
     )
 
 
