@@ -75,7 +75,7 @@ def test_a_configuration_that_is_written_and_read_is_the_same_run(variant):
 
 
 def test_cascade_and_standard_roi_heads_give_the_head_the_same_state_dict():
-    heads = [build(v)[0].roi_heads.mask_head for v in ("bmask_rcnn_800", "cascade_bmask_rcnn_800")]
+    heads = [build(v)[0].roi_heads.mask_head for v in ("bmask_rcnn_release", "cascade_bmask_rcnn_release")]
     assert type(heads[0]) is type(heads[1])
     shapes = [{name: x.shape for name, x in head.state_dict().items()} for head in heads]
     assert shapes[0] == shapes[1]
