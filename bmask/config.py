@@ -82,7 +82,7 @@ def add_bmask_config(cfg: CN) -> None:
     # Channels between the two 3x3 convolutions that follow the Sobel operator. Fig. 7b does not say.
     cfg.MODEL.SOBEL_MASK_HEAD.CONV_DIM = 16
     cfg.MODEL.HRNET = CN()
-    # timm's name of the backbone build_hrnet_fpn_backbone (Table 1), and whether to start from ImageNet weights.
+    # timm's name of the backbone build_hrnetv2p_backbone (Table 1), and whether to start from ImageNet weights.
     cfg.MODEL.HRNET.NAME = "hrnet_w32"
     cfg.MODEL.HRNET.PRETRAINED = False
 
@@ -163,7 +163,7 @@ def _set_backbone(cfg: CN) -> None:
         model.WEIGHTS = model.WEIGHTS.replace(f"R-{model.RESNETS.DEPTH}.", f"R-{study.DEEPER_RESNET}.")
         model.RESNETS.DEPTH = study.DEEPER_RESNET
     elif study.BACKBONE == "hrnet":
-        model.BACKBONE.NAME, model.HRNET.NAME = "build_hrnet_fpn_backbone", study.HRNET
+        model.BACKBONE.NAME, model.HRNET.NAME = "build_hrnetv2p_backbone", study.HRNET
         if model.WEIGHTS:  # the ResNet's, from ImageNet: take timm's, with its colours
             model.WEIGHTS, model.HRNET.PRETRAINED = "", True
             cfg.INPUT.FORMAT = "RGB"
