@@ -91,3 +91,15 @@ def test_mask_scoring_ranks_masks_and_leaves_boxes_alone():
     assert torch.equal(scored.scores, unscored.scores)
     assert torch.equal(scored.pred_masks, unscored.pred_masks)
     assert not torch.equal(scored.mask_scores, scored.scores)
+
+
+@pytest.mark.parametrize(
+    "variant,changes", [("bmask_rcnn_release", True), ("cascade_bmask_rcnn_release", False)]
+)
+def test_the_boxes_that_masks_are_trained_in_are_the_box_heads_but_in_cascades(variant, changes):
+    masks = []
+    for predicted in (True, False):
+        model, _ = build(variant, **{"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": predicted})
+        with EventStorage():
+            masks.append(model([image(2)])["loss_boundary"])
+    assert torch.equal(*masks) != changes
