@@ -343,7 +343,7 @@ def _network(variant: str, profile: str) -> str:
     if variant == PUBLISHED:
         return ""
     cfg = runs.Run(variant, profile, 0).cfg
-    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnet_fpn_backbone"
+    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnetv2p_backbone"
     name = cfg.MODEL.HRNET.NAME if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
     return f"{name}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
 
