@@ -61,7 +61,8 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps $(CITYSCAPES)
 	$(MAKE) --no-print-directory VENV=$(VENV) detectron2-$(DETECTRON2)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# Not `pip install -e`, which writes into the repository: it may be read-only.
+	@$(BIN)/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/bmask.pth", "w").write(sys.argv[1])' "$(CURDIR)"
 	@touch $@
 
 # The wheel is tagged for Python 3.10, but its Python runs on any 3.x, and its compiled part stays unused.

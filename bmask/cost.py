@@ -244,7 +244,7 @@ def to_markdown(folders: Dict[str, Path], names: Sequence[str], paper: Sequence[
             f"{'the GPU' if record['device'] == 'cuda' else 'a whole process, libraries included'}. "
         )
     said += (
-        "paper: one RTX 2080 Ti, input 600x1000. GMAC: multiply-adds of the head for one RoI at the paper's sizes. Times "
-        "are medians and quartiles, the systems in turn; a ratio is the median of the rounds' ratios."
+        "paper: one RTX 2080 Ti, input 600x1000. GMAC: multiply-adds of the head for one RoI at the paper's sizes. "
+        "Times are medians and quartiles, the systems in turn; a ratio is the median of the rounds' ratios."
     )
     return f"{text}\n\n{fill(said, 100)}\n"

@@ -91,7 +91,8 @@ def carry_out(wanted: List[runs.Run], launcher: Union["Local", "Slurm"], jobs: i
         unit="it",
         smoothing=0,
         miniters=0,
-        mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file needs no new line every second
+        # A log file needs no new line every second.
+        mininterval=0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 20,
         dynamic_ncols=True,
     )
     try:

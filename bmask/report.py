@@ -79,23 +79,23 @@ def differences() -> List[str]:
 def against_shipped() -> List[str]:
     """For each profile, in a line, how far runs that were made here are from the shipped records of the same runs."""
     lines = []
-    local = runs.OUTPUT / "results" / "local"
-    for folder in sorted(path.parent for path in local.glob("*/runs")):
-        apart = {}
+    for folder in sorted(path.parent for path in (runs.OUTPUT / "results/local").glob("*/runs")):
+        apart = {}  # in AP, or NaN where one has failed
         for path in sorted((folder / "runs").glob("*.json")):
             twin = runs.shipped(folder.name) / "runs" / path.name
             if twin.exists():
-                ours, theirs = (json.loads(p.read_text()).get("metrics", {}) for p in (path, twin))
-                ap = [found.get("segm", {}).get("AP") for found in (ours, theirs)]
-                apart[path.stem] = 0.0 if ours == theirs else abs(np.subtract(*ap)) if None not in ap else np.inf
+                ours, theirs = (json.loads(p.read_text()).get("metrics") for p in (path, twin))
+                ap = [float(found["segm"]["AP"] or 0) if found else np.nan for found in (ours, theirs)]
+                apart[path.stem] = 0 if ours == theirs else abs(ap[0] - ap[1])
         if not apart:
             continue
-        same = sum(value == 0 for value in apart.values())
+        same = sum(ours == 0 for ours in apart.values())
         text = f"{folder.name}: of {len(apart)} runs made here that are shipped as well {same} have the same digits"
-        if same < len(apart):
-            furthest = max(apart, key=apart.get)
+        failed = [name for name, value in apart.items() if np.isnan(value)]
+        furthest = max(apart, key=lambda name: np.nan_to_num(apart[name]))
+        if same + len(failed) < len(apart):
             text += f"; the others differ by up to {apart[furthest]:.1f} AP ({furthest})"
-        lines.append(text)
+        lines.append(text + "".join(f"; of {name} one has failed" for name in failed))
     return lines
 
 
