@@ -238,44 +238,49 @@ def frames(number: str, profile: str, seeds: List[int]) -> Dict[str, pd.DataFram
     return found
 
 
-def to_markdown(number: str, profile: str, frames: Dict[str, pd.DataFrame]) -> str:
+def to_markdown(number: str, profile: str, sources: Dict[str, pd.DataFrame]) -> str:
     """AP and AP75 of each row and what it gains: here, shipped and the paper's. Lines have 100 characters at most.
 
     Args:
-        frames: from :func:`frames`.
+        sources: from :func:`frames`.
     """
     info, entries = spec(number), rows(number)
     metrics = shown(info["metrics"])
-    last = list(frames.values())[-1]
+    last = list(sources.values())[-1]
     lines = []
     for k, entry in enumerate(entries):
-        compared = entry.variant not in (PUBLISHED, entry.baseline)
-        own = []
-        for source, frame in frames.items():
-            row = frame.iloc[k]
-            if row[metrics].notna().any() or row["note"] and not entry.variant == PUBLISHED:
-                cells = [_number(row[m], row[f"{m} std"]) for m in metrics]
-                own.append([source, *cells, *(_difference(row, m) if compared else "" for m in metrics)])
+        compared, own = entry.variant not in (PUBLISHED, entry.baseline), []
+        for source in _sources_of(sources, k) if entry.variant != PUBLISHED else []:
+            row = sources[source].iloc[k]
+            cells = [_number(row[m], row[f"{m} std"]) for m in metrics]
+            own.append([source, *cells, *(_difference(row, m) if compared else "" for m in metrics)])
         row = last.iloc[k]
         if row[[f"paper {m}" for m in metrics]].notna().any():
             cells = [_number(row[f"paper {m}"]) for m in metrics]
             gains = [_number(row[f"paper d{m}"], sign="+") if compared else "" for m in metrics]
             own.append(["paper", *cells, *gains])
-        lines += [[entry.name if first else "", *line] for first, line in zip((True, *[False] * 3), own)]
+        lines += [["" if others else entry.name, *line] for others, line in enumerate(own)]
     names = [m.removesuffix("_val") for m in metrics]
     table = pd.DataFrame(lines, columns=["", "", *names, *(f"Δ{name}" for name in names)])
     text = [f"{title(number)}. Profile `{profile}`.", table.to_markdown(index=False, disable_numparse=True)]
     text += [fill(info["note"], WIDTH)] if "note" in info else []
-    text += [fill(f"{_intervals(frames)} {setting(profile)} {_networks(last)}", WIDTH)]
-    for source, frame in frames.items():
+    text += [fill(f"{_intervals(sources)} {setting(profile)} {_networks(last)}", WIDTH)]
+    for source, frame in sources.items():
         text += [fill(f"{source}: {_provenance(frame)}.", WIDTH)]
-        notes = [f"- {row['row']}, {row['note']}" for _, row in frame.iterrows() if row["note"]]
+        listed = [row for k, (_, row) in enumerate(frame.iterrows()) if source in _sources_of(sources, k)]
+        notes = [f"- {row['row']}, {row['note']}" for row in listed if row["note"]]
         text += ["\n".join(notes)] if notes else []
         if len(frame.attrs["data_fingerprint"]) > 1:
             text += ["**The rows have seen different data: do not compare them.**"]
-    if len({tuple(frame.attrs["data_fingerprint"]) for frame in frames.values()}) > 1:
+    if len({tuple(frame.attrs["data_fingerprint"]) for frame in sources.values()}) > 1:
         text += ["**What is here and what is shipped have seen different data: do not compare them.**"]
     return "\n\n".join(text) + "\n"
+
+
+def _sources_of(sources: Dict[str, pd.DataFrame], k: int) -> List[str]:
+    """Those that have a record of row k; the first where none has, to say so."""
+    rows = {source: frame.iloc[k] for source, frame in sources.items()}
+    return [s for s, row in rows.items() if row["seeds"] or "failed" in row["note"]] or list(sources)[:1]
 
 
 def shown(metrics: List[str]) -> List[str]:
@@ -283,8 +288,8 @@ def shown(metrics: List[str]) -> List[str]:
     return [m for m in metrics if m in ("AP", "AP75", "AP_val", "AP75_val")]
 
 
-def _intervals(frames: Dict[str, pd.DataFrame]) -> str:
-    numbers = [len(frame.attrs["seeds"]) for frame in frames.values()]
+def _intervals(sources: Dict[str, pd.DataFrame]) -> str:
+    numbers = [len(frame.attrs["seeds"]) for frame in sources.values()]
     many, one = max(numbers) > 1, min(numbers) == 1
     return (
         "AP of masks in percent"
@@ -305,11 +310,11 @@ def _networks(frame: pd.DataFrame) -> str:
 
 
 def _provenance(frame: pd.DataFrame) -> str:
-    made = {key: [str(value) for value in values] for key, values in frame.attrs.items()}
-    seeds, commits = made["seeds"], [commit[:7] for commit in made["git_commit"]]
+    seeds = frame.attrs["seeds"]
     return (
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}; made on {'; '.join(made['device_name'])}, at "
-        f"commit {', '.join(commits)}, from data {', '.join(made['data_fingerprint'])}"
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; made on "
+        f"{'; '.join(frame.attrs['device_name'])}, at commit {', '.join(c[:7] for c in frame.attrs['git_commit'])}, "
+        f"from data {', '.join(frame.attrs['data_fingerprint'])}"
     )
 
 

@@ -39,7 +39,7 @@ def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
     assert {p.name for p in results.glob("table3.*")} == {"table3.csv", "table3.md", "table3.png"}
     assert len(list((results / "runs").glob("*.json"))) == 5
     text = (results / "table3.md").read_text()
-    assert "not run" not in text and "failed" not in text and "| paper   | 34.7" in text
+    assert "not run" not in text and "failed" not in text and "| paper | 34.7 " in text
     assert_shown(notebook)
     process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
     _, err = process.communicate(timeout=PATIENCE)
