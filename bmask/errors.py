@@ -1,8 +1,21 @@
 """The one exception that means "the user can mend this"."""
 
+import textwrap
+
 
 class InputError(Exception):
     """Wrong input. Its message is one sentence without a full stop: what is wrong, where, and what to do.
 
     ``python -m bmask`` prints it without a stack trace and exits with status 2.
     """
+
+    def __str__(self):
+        # Line breaks and bytes that are no UTF-8, which names of files may have, are shown escaped.
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a library's error, fit for the brackets of a sentence."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = textwrap.shorten(str(text), 200, placeholder=" ...") or type(error).__name__
+    return text.rstrip(".").replace(". ", ", ")
