@@ -211,8 +211,8 @@ def predicts_boundaries(cfg: CN) -> bool:
     return name == "SobelMaskHead" or name == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
 
 
-def from_text(text: str) -> CN:
-    """The configuration that a record holds as YAML, not frozen. No code in it is run.
+def from_text(text: str, name: str = "a record") -> CN:
+    """The configuration that a record, called ``name``, holds as YAML, not frozen. No code in it is run.
 
     Raises:
         InputError: it is no such text.
@@ -221,7 +221,7 @@ def from_text(text: str) -> CN:
     try:
         cfg.merge_from_other_cfg(CN.load_cfg(text))
     except UNFIT as error:
-        raise InputError(f"the configuration in a record cannot be read ({one_line(error)}); give another") from error
+        raise InputError(f"the configuration in {name} cannot be read ({one_line(error)}); give another") from error
     return cfg
 
 

@@ -10,8 +10,15 @@ class InputError(Exception):
     """
 
     def __str__(self):
-        # Line breaks and bytes that are no UTF-8, which names of files may have, are shown escaped.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        text = super().__str__()
+        if text.startswith("Caught "):  # in another process, which sends its stack trace along
+            text = text.strip().splitlines()[-1].removeprefix(f"{__name__}.InputError: ")
+        return shown(text)
+
+
+def shown(text) -> str:
+    """On one line, with what cannot be printed escaped: names of files have line breaks, and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def one_line(error: BaseException) -> str:
