@@ -11,6 +11,8 @@ LAUNCHER ?= local
 SLURM ?=
 VARIANT ?= bmask_rcnn
 SEED ?= 0
+PUBLISH ?=
+export BMASK_PUBLISH = $(PUBLISH)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -22,6 +24,8 @@ CITYSCAPES = cityscapesScripts==2.3.0
 WHEEL = $(VENV)/wheel/sal_detectron2-0.7.2-py3-none-any.whl
 BIN = $(VENV)/bin
 READY = $(VENV)/bmask-$(DETECTRON2).ready
+# JupyterLab saves what it shows: copies keep the repository as it is.
+LAB = "$(or $(BMASK_OUTPUT),.)/results/local/notebooks"
 FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
 RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --accumulate $(ACCUMULATE) --jobs $(JOBS) $(if $(REUSE),--reuse) \
   --launcher $(LAUNCHER) $(if $(SLURM),--slurm $(SLURM))
@@ -41,10 +45,11 @@ help:  ## list the targets and variables
 	@echo "  ACCUMULATE=1    parts of each batch that are taken one after the other, for less memory"
 	@echo "  JOBS=0          runs at a time; 0: one a core, or one on a GPU"
 	@echo "  DATA=           folder of the data set, for nuclei, paper and paper_cityscapes"
-	@echo "  REUSE=          1 takes the committed records instead of training anew"
+	@echo "  REUSE=          1 takes the shipped records instead of training anew"
 	@echo "  LAUNCHER=local  slurm makes each run a job of the Slurm cluster that this machine belongs to, and"
 	@echo "  SLURM=          has what jobs are submitted with, such as \"partition=gpu time=600 mem=32G\""
 	@echo "  VARIANT=bmask_rcnn  the trained model of a submission; SEED=0 its seed"
+	@echo "  PUBLISH=        1 writes the shipped results, results/PROFILE, instead of results/local/PROFILE: for maintainers"
 	@echo "  DETECTRON2=wheel  upstream compiles detectron2 from GitHub instead"
 
 setup: $(READY)  ## create .venv and install the pinned packages
@@ -56,7 +61,8 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check --no-deps $(CITYSCAPES)
 	$(MAKE) --no-print-directory VENV=$(VENV) detectron2-$(DETECTRON2)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# Not `pip install -e`, which writes into the repository: it may be read-only.
+	@$(BIN)/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/bmask.pth", "w").write(sys.argv[1])' "$(CURDIR)"
 	@touch $@
 
 # The wheel is tagged for Python 3.10, but its Python runs on any 3.x, and its compiled part stays unused.
@@ -77,16 +83,17 @@ detectron2-upstream:
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
-lab: setup  ## open JupyterLab on the notebooks, at their table of contents
-	$(BIN)/jupyter lab --notebook-dir notebooks --LabApp.default_url=/lab/tree/index.ipynb
+lab: setup  ## open JupyterLab on copies of the notebooks, at their table of contents
+	mkdir -p $(LAB) && cp -u notebooks/*.ipynb $(LAB)
+	$(BIN)/jupyter lab --notebook-dir $(LAB) --LabApp.default_url=/lab/tree/index.ipynb
 
 report: setup  ## build report/index.html, a site of all results that opens without server or network
 	@$(BIN)/python -m bmask report
 
-verify-results: setup  ## make everything in results/ anew from its records, and fail on any difference
+verify-results: setup  ## make the shipped results anew from their records, and fail on any difference
 	@$(BIN)/python -m bmask verify
 
-clean:  ## remove runs, generated data, report and caches; results/ and .venv stay
+clean:  ## remove runs, generated data, report and caches; results/, local ones included, and .venv stay
 	rm -rf runs data/shapes-* report .pytest_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

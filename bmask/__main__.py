@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from .errors import InputError, shown
+from .errors import InputError, Stopped, shown
 
 
 def main(arguments=None) -> int:
@@ -18,10 +18,7 @@ def main(arguments=None) -> int:
         print(f"bmask: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "bmask: stopped; the same command goes on from the checkpoints of trainings, if it has any",
-            file=sys.stderr,
-        )
+        print(f"bmask: {Stopped()}", file=sys.stderr)
         return 130
 
 
@@ -47,18 +44,18 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--variant", help="one model, a file of experiments/variants/")
     run.set_defaults(command=_run)
 
-    table = commands.add_parser("table", help="show a table from the records in results/, and write it there")
+    table = commands.add_parser("table", help="write and show a table from the records that are there")
     table.add_argument("table", help="1 to 9, sobel or release")
     table.set_defaults(command=_table)
 
-    figure = commands.add_parser("figure", help="draw a figure from what is in results/, and write it there")
+    figure = commands.add_parser("figure", help="draw a figure from the records and predictions that are there")
     figure.add_argument("figure", help="1, 2, 5, 6, 7a, 7b or curves")
     figure.set_defaults(command=_figure)
 
     curves = commands.add_parser("curves", help="draw losses and AP during the training of any runs")
     curves.add_argument("variants", nargs="+", metavar="VARIANT", help="files of experiments/variants/")
     curves.add_argument(
-        "--out", type=Path, default=Path("curves.png"), help="a .png or .svg (default: curves.png)"
+        "--out", type=Path, help="a .png or .svg (default: results/local/PROFILE/curves.png)"
     )
     curves.set_defaults(command=_curves)
 
@@ -68,12 +65,12 @@ def parser() -> argparse.ArgumentParser:
     predictions.add_argument("--variant", required=True, help="a file of experiments/variants/")
     predictions.set_defaults(command=_predictions)
 
-    report = commands.add_parser("report", help="build the static site of everything in results/")
+    report = commands.add_parser("report", help="build the static site of all results, shipped and made here")
     report.add_argument("--out", type=Path, help="(default: report/)")
     report.set_defaults(command=_report)
 
     verify = commands.add_parser(
-        "verify", help="make everything in results/ anew from its records, and compare"
+        "verify", help="make the shipped results anew from their records, and compare"
     )
     verify.set_defaults(command=_verify)
 
@@ -152,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
             "--jobs", type=int, default=0, help="runs at a time (default: one a core, or one on a GPU)"
         )
         command.add_argument(
-            "--reuse", action="store_true", help="take the records in results/ that were made elsewhere"
+            "--reuse", action="store_true", help="take the shipped records instead of training anew"
         )
         command.add_argument(
             "--launcher",
@@ -251,8 +248,9 @@ def _curves(options) -> int:
     figure, _ = figures.training_curves(
         [runs.Run(variant, options.profile, seed) for variant in options.variants for seed in seeds]
     )
-    draw.save(figure, options.out)
-    print(options.out)
+    out = options.out or runs.results(options.profile) / "curves.png"
+    draw.save(figure, out)
+    print(out)
 
 
 def _predictions(options) -> int:
@@ -274,7 +272,7 @@ def _verify(options) -> int:
     from . import report
 
     found = report.differences()
-    print(*found, f"{len(found)} differences", sep="\n")
+    print(*found, f"{len(found)} differences", *report.against_shipped(), sep="\n")
     return 1 if found else 0
 
 

@@ -13,9 +13,11 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.projects.point_rend import add_pointrend_config
 
 from .errors import InputError, one_line
+from .heads import JointHead
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -88,7 +90,7 @@ def add_bmask_config(cfg: CN) -> None:
     # Channels between the two 3x3 convolutions that follow the Sobel operator. Fig. 7b does not say.
     cfg.MODEL.SOBEL_MASK_HEAD.CONV_DIM = 16
     cfg.MODEL.HRNET = CN()
-    # timm's name of the backbone build_hrnet_fpn_backbone (Table 1), and whether to start from ImageNet weights.
+    # timm's name of the backbone build_hrnetv2p_backbone (Table 1), and whether to start from ImageNet weights.
     cfg.MODEL.HRNET.NAME = "hrnet_w32"
     cfg.MODEL.HRNET.PRETRAINED = False
 
@@ -155,6 +157,7 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
         )
     if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    check_heads(cfg, variant)
     if scaled:
         cfg = scale_batch(cfg, int(scaled[2]))
     if min(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) < 1:
@@ -196,13 +199,26 @@ def _set_backbone(cfg: CN) -> None:
         model.WEIGHTS = model.WEIGHTS.replace(f"R-{model.RESNETS.DEPTH}.", f"R-{study.DEEPER_RESNET}.")
         model.RESNETS.DEPTH = study.DEEPER_RESNET
     elif study.BACKBONE == "hrnet":
-        model.BACKBONE.NAME, model.HRNET.NAME = "build_hrnet_fpn_backbone", study.HRNET
+        model.BACKBONE.NAME, model.HRNET.NAME = "build_hrnetv2p_backbone", study.HRNET
         if model.WEIGHTS:  # the ResNet's, from ImageNet: take timm's, with its colours
             model.WEIGHTS, model.HRNET.PRETRAINED = "", True
             cfg.INPUT.FORMAT = "RGB"
             model.PIXEL_MEAN, model.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     elif study.BACKBONE != "resnet":
-        raise ValueError(f"unknown STUDY.BACKBONE {study.BACKBONE!r}: choose resnet, deeper_resnet or hrnet")
+        raise InputError(
+            f"STUDY.BACKBONE is {study.BACKBONE!r}, which is not known; choose resnet, deeper_resnet or hrnet"
+        )
+
+
+def check_heads(cfg: CN, name) -> None:
+    """Raise InputError where the configuration called ``name`` wants mask scores of a head that has none to give."""
+    head = cfg.MODEL.ROI_MASK_HEAD.NAME
+    known = head in ROI_MASK_HEAD_REGISTRY and issubclass(ROI_MASK_HEAD_REGISTRY.get(head), JointHead)
+    if cfg.MODEL.MASK_SCORING and not known:
+        raise InputError(
+            f"MODEL.MASK_SCORING of the configuration {name} has no effect on the mask head {head}; take "
+            "MaskScoringHead, which is Mask R-CNN's with mask scoring, or BoundaryPreservingHead, or leave it off"
+        )
 
 
 def predicts_boundaries(cfg: CN) -> bool:

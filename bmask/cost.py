@@ -6,6 +6,7 @@ import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from textwrap import fill
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.env import seed_all_rng
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import config, runs
 from .files import write_bytes
@@ -59,21 +60,18 @@ def multiply_adds(variant: str) -> float:
 
 
 def ensure(profile: str, options: runs.Options) -> None:
-    """Measure what Table 8 shows, unless this has been done here, and publish it to ``results/<profile>/cost.json``.
+    """Measure what Table 8 shows, unless this has been done here, and publish it as ``cost.json``.
 
-    With ``options.reuse`` a published measurement is taken as it is.
+    With ``options.reuse`` a measurement that was made elsewhere is taken as it is.
     """
     device = runs.check_device(options)
-    own, published = runs.OUTPUT / "runs" / profile / "cost.json", published_path(profile)
-    if not own.exists() and options.reuse and published.exists():
+    own = runs.OUTPUT / "runs" / profile / "cost.json"
+    folders = runs.results(profile), runs.shipped(profile)
+    if not own.exists() and options.reuse and any((folder / "cost.json").exists() for folder in folders):
         return
     if not own.exists() or json.loads(own.read_text())["runs"] != _identities(profile):
         write_bytes(own, runs.as_json(measure(profile, device)))
-    write_bytes(published, own.read_bytes())
-
-
-def published_path(profile: str) -> Path:
-    return runs.OUTPUT / "results" / profile / "cost.json"
+    write_bytes(runs.results(profile) / "cost.json", own.read_bytes())
 
 
 def _identities(profile: str) -> Dict[str, str]:
@@ -205,43 +203,48 @@ def _peak_resident(dump: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def to_markdown(profile: str, paper: Sequence[Dict[str, str]]) -> str:
-    """The measurement as a table, beside the paper's: the words of Table 8's rows."""
-    path = published_path(profile)
-    if not path.exists():
-        return f"The cost has not been measured: `make reproduce-table-8 PROFILE={profile}` does it.\n"
-    record = json.loads(path.read_text())
+def to_markdown(folders: Dict[str, Path], names: Sequence[str], paper: Sequence[Dict[str, str]]) -> str:
+    """The measurements as one table, the systems in turn, each with the paper's numbers.
+
+    Args:
+        folders: of results, by what they are called.
+        names: of the systems.
+        paper: the words of Table 8's rows.
+    """
+    paths = {source: folder / "cost.json" for source, folder in folders.items()}
+    records = {source: json.loads(path.read_text()) for source, path in paths.items() if path.exists()}
+    if not records:
+        return "The cost has not been measured: `make reproduce-table-8` does it.\n"
     paper_ms = [float(words["ms_per_image_2080Ti"]) for words in paper]
     lines = []
-    for variant, words, ms in zip(SYSTEMS, paper, paper_ms):
-        system = record["systems"][variant]
-        low, high = system["ms_quartiles"]
-        lines.append(
-            {
-                "method": words["method"],
-                "multiply-adds of the head, G (paper)": f"{system['head_multiply_adds'] / 1e9:.2f} "
-                f"({words['head_GFLOPs']})",
-                "parameters, M": f"{system['parameters'] / 1e6:.1f}",
-                "ms an image (paper)": f"{system['ms']:.1f} [{low:.1f}, {high:.1f}] ({ms:.1f})",
-                "ratio (paper)": f"{system['ratio']:.3f} ({ms / paper_ms[0]:.3f})",
-                # The record of profile gpu lacks it: it had counted another model's weights as well.
-                "peak memory, MiB": f"{system['peak_memory_mib']:.0f}"
-                if "peak_memory_mib" in system
-                else "–",
-            }
+    for variant, name, words, ms in zip(SYSTEMS, names, paper, paper_ms):
+        for source, record in records.items():
+            system = record["systems"][variant]
+            low, high = system["ms_quartiles"]
+            lines.append(
+                [
+                    name if len(lines) % (len(records) + 1) == 0 else "",
+                    source,
+                    f"{system['head_multiply_adds'] / 1e9:.2f}",
+                    f"{system['ms']:.1f} [{low:.1f}, {high:.1f}]",
+                    f"{system['ratio']:.3f}",
+                    f"{system['parameters'] / 1e6:.1f}",
+                    # The record of profile gpu lacks it: it had counted another model's weights as well.
+                    f"{system['peak_memory_mib']:.0f}" if "peak_memory_mib" in system else "–",
+                ]
+            )
+        lines.append(["", "paper", words["head_GFLOPs"], f"{ms:.1f}", f"{ms / paper_ms[0]:.3f}", "", ""])
+    columns = ["", "", "GMAC", "ms an image", "ratio", "parameters, M", "MiB"]
+    text, said = pd.DataFrame(lines, columns=columns).to_markdown(index=False, disable_numparse=True), ""
+    for source, record in records.items():
+        height, width = record["input"]
+        said += (
+            f"{source}: {record['device_name']}{', mixed precision' if record['mixed_precision'] else ''}, input "
+            f"{height}x{width}, {record['detections']} detections, {record['rounds']} rounds; memory of "
+            f"{'the GPU' if record['device'] == 'cuda' else 'a whole process, libraries included'}. "
         )
-    height, width = record["input"]
-    what = "the GPU's memory" if record["device"] == "cuda" else "a whole process, the libraries included"
-    return "\n".join(
-        [
-            pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True),
-            "",
-            f"Measured on {record['device_name']}"
-            + (" in mixed precision" if record["mixed_precision"] else "")
-            + f" with an input of {height}x{width} and {record['detections']} detections; the paper's on one RTX 2080 "
-            f"Ti with 600x1000. Multiply-adds are for one RoI at the paper's sizes. Median and "
-            f"quartiles of {record['rounds']} rounds, the systems in turn; a ratio is the median of the rounds' "
-            f"ratios. Memory: {what}.",
-            "",
-        ]
+    said += (
+        "paper: one RTX 2080 Ti, input 600x1000. GMAC: multiply-adds of the head for one RoI at the paper's sizes. "
+        "Times are medians and quartiles, the systems in turn; a ratio is the median of the rounds' ratios."
     )
+    return f"{text}\n\n{fill(said, 100)}\n"

@@ -3,7 +3,7 @@
 import io
 import itertools
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -76,11 +76,11 @@ def colours(variants: Sequence[str]) -> Dict[str, str]:
 
 
 @styled
-def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str]) -> Figure:
+def gains(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: Sequence[str]) -> Figure:
     """What each row of a table gains over its baseline, here and in the paper.
 
     Args:
-        frame: from :func:`bmask.tables.table`.
+        frames: from :func:`bmask.tables.frames`.
         rows: the table's rows, from :func:`bmask.tables.rows`.
         title: what the table is about.
         metrics: columns of the table whose differences are drawn.
@@ -89,45 +89,30 @@ def gains(frame: pd.DataFrame, rows: Sequence, title: str, metrics: Sequence[str
         One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in AP points
         from left to right. Lines through our points are 95% intervals, where there are several resamples.
     """
-    frame = frame[[row.variant != "published" for row in rows]].reset_index(drop=True)
-    rows = [row for row in rows if row.variant != "published"]
-    places = np.arange(len(frame))
+    run = [row.variant != "published" for row in rows]
+    frames = {source: frame[run].reset_index(drop=True) for source, frame in frames.items()}
+    places = np.arange(sum(run))
     # Three panels of 1.4 inches would be narrower than their labels beside long names of rows.
-    figure = _figure(1.4 * max(len(metrics), 4) + 2, 0.3 * len(frame) + 1.2)
+    figure = _figure(1.4 * max(len(metrics), 4) + 2, 0.3 * len(places) + 1.2)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, metrics):
         panel.axvline(0, color="0.4", linewidth=1)
-        low, high = frame[f"d{metric} low"], frame[f"d{metric} high"]
-        panel.hlines(places - 0.12, low, high, color=OURS, linewidth=1.5)
-        panel.plot(frame[f"d{metric}"], places - 0.12, "o", color=OURS, label="here")
+        for k, (source, frame) in enumerate(frames.items()):
+            height, colour = places - 0.24 + 0.18 * k, OURS if k == 0 else "0.5"
+            panel.hlines(height, frame[f"d{metric} low"], frame[f"d{metric} high"], color=colour, linewidth=1.5)
+            panel.plot(frame[f"d{metric}"], height, "o", color=colour, label=source, markersize=5)
         panel.plot(
-            frame[f"paper d{metric}"], places + 0.12, "D", color=PAPER, fillstyle="none", label="paper"
+            frame[f"paper d{metric}"], places + 0.18, "D", color=PAPER, fillstyle="none", label="paper"
         )
         panel.set_title(metric)
         panel.set_xlabel("difference (AP points)")
         panel.margins(x=0.15)
-    panels[0].set_yticks(places, _labels(rows))
-    panels[0].set_ylim(len(frame) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
-    seeds = int(frame["seeds"].min())
-    figure.suptitle(f"{title} ({seeds} {'seed' if seeds == 1 else 'seeds'})", x=0.01, ha="left", fontsize=9)
+    panels[0].set_yticks(places, [row.name for row, shown in zip(rows, run) if shown])
+    panels[0].set_ylim(len(places) - 0.5, -0.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    seeds = ", ".join(f"{source} {len(frame.attrs['seeds'])}" for source, frame in frames.items())
+    figure.suptitle(f"{title} (seeds: {seeds})", x=0.01, ha="left", fontsize=9)
     return figure
-
-
-def _labels(rows: Sequence) -> List[str]:
-    """What tells the rows apart, in a few words each."""
-    columns = {name: [str(row.words[name]) for row in rows] for name in rows[0].words}
-    if "method" in columns:
-        columns = {n: columns[n] for n in ("method", "backbone", "input_size") if n in columns}
-    columns = {name: words for name, words in columns.items() if len(set(words)) > 1}
-    labels = [[] for _ in rows]
-    for name, words in columns.items():
-        for label, word in zip(labels, words):
-            if word == "✓":
-                label.append(name.replace("_", " "))
-            elif word != "–":
-                label.append(f"{name} {word}" if "✓" in words else word)
-    return [", ".join(label) or "none" for label in labels]
 
 
 @styled

@@ -1,6 +1,7 @@
-"""The one exception that means "the user can mend this"."""
+"""What ends a command in one sentence, and a notebook's cell alike."""
 
 import textwrap
+from contextlib import contextmanager
 
 
 class InputError(Exception):
@@ -14,6 +15,28 @@ class InputError(Exception):
         if text.startswith("Caught "):  # in another process, which sends its stack trace along
             text = text.strip().splitlines()[-1].removeprefix(f"{__name__}.InputError: ")
         return shown(text)
+
+    def _render_traceback_(self):
+        """What IPython shows in the place of a stack trace."""
+        return [f"bmask: {self}"]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or the stop button of a notebook."""
+
+    def __str__(self):
+        return "stopped; the same again goes on from the checkpoints of trainings, if there are any"
+
+    _render_traceback_ = InputError._render_traceback_
+
+
+@contextmanager
+def stoppable():
+    """Within it an interrupt is :class:`Stopped`, which a notebook shows as one sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped from None
 
 
 def shown(text) -> str:

@@ -3,17 +3,22 @@
 import ipywidgets as widgets
 import numpy as np
 
-from . import draw, figures, predictions
+from . import draw, figures, runs, tables
+from .errors import InputError
 
 
-def boundary_losses(profile: str, seed: int) -> widgets.Widget:
+def boundary_losses(profile: str) -> widgets.Widget:
     """Controls for image, object and confidence, above the object under each loss and the surfaces of its losses.
 
     Raises:
-        InputError: predictions of Fig. 6 have not been kept; says which command does it.
+        InputError: Fig. 6 has not been made; says which command makes it.
     """
-    images = predictions.load_images(profile)
-    kept = figures.loss_predictions(profile, [seed])
+    folders = runs.results(profile), runs.shipped(profile)
+    made = [found["figure-6"] for found in (tables.made(profile, f) for f in folders) if "figure-6" in found]
+    if not made:
+        raise InputError(f"Figure 6 has not been made; `make reproduce-figure-6 PROFILE={profile}` makes it")
+    seed = made[0][0]
+    images, kept = figures.loss_predictions(profile, [seed])
     image = widgets.IntSlider(0, 0, len(images.pictures) - 1, description="image")
     place = widgets.IntSlider(0, 0, 0, description="object")
     confidence = widgets.FloatSlider(0.9, min=0.55, max=0.95, step=0.05, description="confidence")

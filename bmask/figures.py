@@ -13,7 +13,7 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from matplotlib.figure import Figure
 
-from . import draw, pool, predictions, runs, tables
+from . import draw, predictions, runs, tables
 from .boundary import sobel, strongest_boundaries
 from .config import EXPERIMENTS, nearest
 from .draw import COLOURS, LEVELS, TRUTH, Panel
@@ -55,14 +55,14 @@ def title(number: str) -> str:
 
 
 def folder(profile: str) -> Path:
-    """Where the profile's figures are."""
-    return runs.OUTPUT / "results" / profile / "figures"
+    """Where the profile's figures are written."""
+    return runs.results(profile) / "figures"
 
 
-def captions(number: str, profile: str) -> List[Path]:
-    """The captions, ``.md``, of a figure that has been made; ``.png`` and ``.svg`` lie beside them."""
-    stem = f"figure{number}" if number[0].isdigit() else number
-    return [path for name in (f"{stem}.md", f"{stem}_*.md") for path in sorted(folder(profile).glob(name))]
+def captions(number: str, results: Path) -> List[Path]:
+    """The captions, ``.md``, of a figure in a folder of results; ``.png`` and ``.svg`` lie beside them."""
+    stem, here = f"figure{number}" if number[0].isdigit() else number, results / "figures"
+    return [path for name in (f"{stem}.md", f"{stem}_*.md") for path in sorted(here.glob(name))]
 
 
 def variants(number: str, profile: str) -> List[str]:
@@ -83,14 +83,6 @@ def predicted_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run
     return [runs.Run(variant, profile, seed) for variant, seed in product(info.get("predictions", []), seeds)]
 
 
-def ensure(number: str, profile: str, seeds: List[int], options: runs.Options) -> bool:
-    """Carry out the runs that a figure needs, and keep their predictions; see :func:`bmask.pool.ensure`."""
-    whole = pool.ensure(figure_runs(number, profile, seeds), options)
-    if whole:
-        predictions.ensure(predicted_runs(number, profile, seeds), options)
-    return whole
-
-
 def write(number: str, profile: str, seeds: List[int]) -> List[Path]:
     """Write the figure's ``.png``, ``.svg`` and caption, ``.md``, and return the paths of the first.
 
@@ -98,9 +90,10 @@ def write(number: str, profile: str, seeds: List[int]) -> List[Path]:
         InputError: a run has not been carried out, or its predictions have not been kept; says which command does it.
     """
     paths, heading = [], title(number)
+    setting = _setting(figure_runs(number, profile, seeds), profile, seeds)
     for name, (figure, caption) in DRAW[number](profile, seeds).items():
         paths.append(folder(profile) / f"{name}.png")
-        text = f"**{heading}.** {caption} {_setting(profile, seeds)}\n"
+        text = f"**{heading}.** {caption} {setting}\n"
         write_bytes(paths[-1].with_suffix(".md"), text.encode())
         for suffix in (".png", ".svg"):
             draw.save(figure, paths[-1].with_suffix(suffix))
@@ -108,8 +101,10 @@ def write(number: str, profile: str, seeds: List[int]) -> List[Path]:
     return paths
 
 
-def _setting(profile: str, seeds: List[int]) -> str:
-    return f"Profile `{profile}`, " + ("one seed." if len(seeds) == 1 else f"{len(seeds)} seeds.")
+def _setting(shown: List[runs.Run], profile: str, seeds: List[int]) -> str:
+    text = f"Profile `{profile}`, " + ("one seed." if len(seeds) == 1 else f"{len(seeds)} seeds.")
+    shipped = 0 if runs.PUBLISH else sum(run.results == runs.shipped(profile) for run in shown)
+    return text + (f" {shipped} of its {len(shown)} runs are shipped ones." if shipped else "")
 
 
 def _over(seeds: List[int]) -> str:
@@ -176,7 +171,7 @@ def _interval(low: float, high: float) -> str:
 
 def _examples(profile: str, seeds: List[int]) -> Drawn:
     """Figs. 2, 3 and 8."""
-    images = predictions.load_images(profile)
+    images = predictions.load_images(predicted_runs("2", profile, seeds))
     found = {v: predictions.load(runs.Run(v, profile, seeds[0])) for v in ("mask_rcnn", "bmask_rcnn")}
     pasted = {v: [_pasted(p, images, k) for k in range(len(images.pictures))] for v, p in found.items()}
     ious = {v: _best_ious(images, found[v], pasted[v]) for v in found}
@@ -217,7 +212,7 @@ def _examples(profile: str, seeds: List[int]) -> Drawn:
 
 def shown_images(run: runs.Run, count: int) -> Figure:
     """The first test images with their truth, and what a run finds in them and where it sees boundaries."""
-    images, found = predictions.load_images(run.profile), predictions.load(run)
+    images, found = predictions.load_images([run]), predictions.load(run)
     rows = {}
     for k in range(min(count, len(images.pictures))):
         picture, inside = images.pictures[k], np.flatnonzero(images.image_of == k)
@@ -263,7 +258,7 @@ def _iou(one: np.ndarray, other: np.ndarray) -> float:
 
 def _roi_features(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 5."""
-    images = predictions.load_images(profile)
+    images = predictions.load_images(predicted_runs("5", profile, seeds))
     strategies = {v: runs.Run(v, profile, seeds[0]).cfg for v in variants("5", profile)}
     levels = {
         v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()
@@ -343,7 +338,7 @@ def _sampled(picture: np.ndarray, box: np.ndarray, stride: float, side: int) -> 
 
 def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 6."""
-    images, kept = predictions.load_images(profile), loss_predictions(profile, seeds)
+    images, kept = loss_predictions(profile, seeds)
     kinds, first = list(kept), {v: by_seed[seeds[0]] for v, by_seed in kept.items()}
     shown = _quantiles(_areas(images), (0.2, 0.4, 0.6, 0.8))
     rows = {words: loss_panels(images, first, n) for words, n in shown}
@@ -388,9 +383,10 @@ def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
     return drawn
 
 
-def loss_predictions(profile: str, seeds: List[int]) -> Dict[str, Dict[int, Predictions]]:
-    """What the models of Fig. 6 predict, by variant and seed."""
-    return {v: {s: predictions.load(runs.Run(v, profile, s)) for s in seeds} for v in variants("6", profile)}
+def loss_predictions(profile: str, seeds: List[int]) -> Tuple[Images, Dict[str, Dict[int, Predictions]]]:
+    """The images of Fig. 6, and what its models predict, by variant and seed."""
+    images = predictions.load_images(predicted_runs("6", profile, seeds))
+    return images, {v: {s: predictions.load(runs.Run(v, profile, s)) for s in seeds} for v in variants("6", profile)}
 
 
 def loss_panels(images: Images, found: Dict[str, Predictions], n: int) -> Dict[str, Panel]:
@@ -482,7 +478,7 @@ def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
     )
     drawn = {"figure7a": (draw.coarseness(frame), caption)}
 
-    images = predictions.load_images(profile)
+    images = predictions.load_images(predicted_runs("7a", profile, seeds))
     found = predictions.load(*predicted_runs("7a", profile, seeds))
     ious = np.array([_iou(a, m) for a, m in zip(found.annotated, images.roi_masks)])
     rows = {}
@@ -513,7 +509,7 @@ def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
 
 def _sobel(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 7b."""
-    images = predictions.load_images(profile)
+    images = predictions.load_images(predicted_runs("7b", profile, seeds))
     found = predictions.load(*predicted_runs("7b", profile, seeds))
     ious = np.array([_iou(mask > 0.5, truth) for mask, truth in zip(found.masks, images.roi_masks)])
     rows = {}

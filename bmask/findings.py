@@ -12,7 +12,7 @@ from .config import EXPERIMENTS
 from .errors import InputError
 from .files import write_bytes
 
-REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NONE = "reproduced", "not reproduced", "undecided", "no verdict"
 
 
 class Finding(NamedTuple):
@@ -25,9 +25,12 @@ class Finding(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is above zero, below it, or neither for sure."""
+        """Whether the difference is above zero, below it, or neither for sure; none without an interval.
+
+        There is none where the models are one, or their records have no resamples or are of different data.
+        """
         if np.isnan(self.low):
-            return "the same model here"
+            return NONE
         if self.low > 0:
             return REPRODUCED
         return NOT_REPRODUCED if self.high < 0 else UNDECIDED
@@ -44,15 +47,17 @@ def find(comparison: str, metric: str, profile: str) -> Optional[Finding]:
     Returns:
         None where there are no such records, or for ``thickness`` predictions.
     """
+    sides = [side.split(" - ") for side in comparison.split(" vs ")]
     signs = {}
-    for side, sign in zip(comparison.split(" vs "), (1, -1)):
-        first, *second = side.split(" - ")
+    for (first, *second), sign in zip(sides, (1, -1)):
         signs |= {first: sign, **{variant: -sign for variant in second}}
     records = {}
     for variant in signs:
-        made = sorted((runs.OUTPUT / "results" / profile / "runs").glob(f"{variant}-seed*.json"))
+        folder = runs.results(profile)
+        made = sorted((folder / "runs").glob(f"{variant}-seed*.json"))
         seeds = sorted({int(path.stem.split("-seed")[1].split("-")[0]) for path in made})
-        records[variant] = tables.without_failed({s: runs.Run(variant, profile, s).record() for s in seeds})
+        found = {seed: runs.Run(variant, profile, seed).record(folder) for seed in seeds}
+        records[variant] = tables.without_failed(found)
     seeds = sorted(set.intersection(*(set(found) for found in records.values())))
     if metric == "thickness":
         return _thickness(list(signs), profile, seeds)
@@ -60,7 +65,11 @@ def find(comparison: str, metric: str, profile: str) -> Optional[Finding]:
         return None
     terms = [(sign, records[variant]) for variant, sign in signs.items()]
     difference = np.mean([sum(sign * _value(found[s], metric) for sign, found in terms) for s in seeds])
-    return Finding(float(difference), *tables.contrast(terms, metric), seeds)
+    # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
+    compared = sides if " - " in comparison else [list(signs)]
+    same = all(tables.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
+    low, high = tables.contrast(terms, metric) if same else (np.nan, np.nan)
+    return Finding(float(difference), low, high, seeds)
 
 
 def _value(record: Dict, metric: str) -> float:
@@ -121,18 +130,23 @@ def _cell(found: Finding, unit: str) -> str:
     return f"{found.difference:+.1f}{unit}{interval} **{found.verdict}** ({seeds})"
 
 
-def write() -> Path:
-    """Write ``results/README.md``: what differs from the paper, the claims with their verdicts, and what surprised."""
-    results = runs.OUTPUT / "results"
-    profiles = sorted(path.parent.name for path in results.glob("*/made.json"))
+def text(profiles: List[str]) -> str:
+    """What differs from the paper, the claims with their verdicts, and what surprised; without a title."""
     notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
-    settings = "\n".join(
-        f"- `{profile}`: {tables.setting(profile).removeprefix('Here: ')}" for profile in profiles
-    )
-    parts = ["# Findings", notes["setting"].strip() + ":", settings]
-    parts += ["## The paper's claims", notes["reading"].strip(), to_markdown(profiles)]
-    parts += ["## What surprised, and was looked into", notes["surprises"].strip()]
-    parts.append("All tables and figures: " + ", ".join(f"[{p}]({p}/README.md)" for p in profiles) + ".")
-    path = results / "README.md"
-    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
-    return path
+    settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in profiles)
+    claimed = ["## The paper's claims", notes["reading"].strip(), to_markdown(profiles)]
+    if not runs.PUBLISH:  # the notes are of the shipped results
+        return "\n\n".join([settings, *claimed])
+    surprises = ["## What surprised, and was looked into", notes["surprises"].strip()]
+    return "\n\n".join([notes["setting"].strip() + ":", settings, *claimed, *surprises])
+
+
+def write() -> Path:
+    """Write the ``README.md`` of all results: the findings, and where the tables and figures of each profile are."""
+    folder = runs.results()
+    profiles = runs.profiles(folder)
+    links = ", ".join(f"[{p}]({p}/README.md)" for p in profiles)
+    title = "# Findings" if runs.PUBLISH else "# What was made here"
+    content = "\n\n".join([title, text(profiles), f"All tables and figures: {links}."])
+    write_bytes(folder / "README.md", f"{content}\n".encode())
+    return folder / "README.md"

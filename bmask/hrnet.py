@@ -4,6 +4,7 @@ The network is timm's. It keeps four resolutions side by side; the pyramid of HR
 Wang et al., 2019) brings them to the finest, joins them, and pools the levels from the result.
 """
 
+import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -38,6 +39,10 @@ class HRNetFPN(Backbone):
         self.outputs = nn.ModuleList(
             Conv2d(out_channels, out_channels, kernel_size=3, padding=1) for _ in self._out_features
         )
+        # As HRNet's own detection code starts the pyramid, and detectron2 ResNet's. PyTorch's default is a third of the
+        # variance, and levels that are as much smaller.
+        for layer in (self.reduce, *self.outputs):
+            weight_init.c2_xavier_fill(layer)
         self._shapes = {
             level: ShapeSpec(channels=out_channels, stride=2**k)
             for k, level in enumerate(self._out_features, 2)
@@ -62,7 +67,7 @@ class HRNetFPN(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_hrnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> HRNetFPN:
+def build_hrnetv2p_backbone(cfg, input_shape: ShapeSpec) -> HRNetFPN:
     """The backbone of ``MODEL.HRNET``; its BatchNorm is frozen where ``MODEL.RESNETS.NORM`` says so of ResNet's."""
     hrnet = cfg.MODEL.HRNET
     backbone = HRNetFPN(hrnet.NAME, cfg.MODEL.FPN.OUT_CHANNELS, hrnet.PRETRAINED, input_shape.channels)

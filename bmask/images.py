@@ -68,8 +68,8 @@ def to_rgb(image: np.ndarray, name: str = "the image") -> np.ndarray:
     image = image[:, :, :3]
     if image.dtype.kind not in "iu":
         raise InputError(
-            f"{name} has values of type {image.dtype}, whose range is not known; save it with whole numbers, such as 0 to "
-            "255"
+            f"{name} has values of type {image.dtype}, whose range is not known; save it with whole numbers, such as 0 "
+            "to 255"
         )
     if image.dtype != np.uint8:
         low, high = int(image.min()), int(image.max())

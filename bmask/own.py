@@ -150,14 +150,14 @@ def _choose(found: Survey, most: int, device: str, batch: int, iterations: int) 
 
 
 def write_page(variant: str, profile: str, seeds: List[int], options: runs.Options) -> Path:
-    """Write ``results/<profile>/<variant>.md``: AP, the curves of the training, and the first test images.
+    """Write ``results/local/<profile>/<variant>.md``: AP, the curves of the training, and the first test images.
 
     Raises:
         InputError: a run has not been carried out here.
     """
     wanted = [runs.Run(variant, profile, seed) for seed in seeds]
     predictions.ensure(wanted[:1], options)
-    folder = runs.OUTPUT / "results" / profile
+    folder = runs.results(profile)
     curves, _ = figures.training_curves(wanted)
     draw.save(curves, folder / f"{variant}_curves.png")
     draw.save(figures.shown_images(wanted[0], SHOWN), folder / f"{variant}_images.png")

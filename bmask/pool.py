@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import runs
-from .errors import InputError
+from .errors import InputError, stoppable
 from .files import make_folder, write_bytes
 
 SHOWN = 8  # runs beside the progress bar, of those at work or submitted
@@ -51,9 +51,10 @@ def ensure(wanted: List[runs.Run], options: runs.Options) -> bool:
     left = runs.unmade(wanted, options)
     if not left:
         return True
-    starts = launcher(options, left)
-    runs.checked_data(wanted, options, starts.processes)
-    return carry_out(left, starts, jobs(options, left))
+    with stoppable():
+        starts = launcher(options, left)
+        runs.checked_data(wanted, options, starts.processes)
+        return carry_out(left, starts, jobs(options, left))
 
 
 def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
@@ -90,7 +91,8 @@ def carry_out(wanted: List[runs.Run], launcher: Union["Local", "Slurm"], jobs: i
         unit="it",
         smoothing=0,
         miniters=0,
-        mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file needs no new line every second
+        # A log file needs no new line every second.
+        mininterval=0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 20,
         dynamic_ncols=True,
     )
     try:
@@ -265,6 +267,7 @@ class Slurm:
 
         given = dict(self.parameters)
         variables = {**_environment(run), "BMASK_OUTPUT": str(Path(runs.OUTPUT).absolute())}
+        variables |= {"BMASK_PUBLISH": "1"} if runs.PUBLISH else {}
         setup = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         setup += ["unset BMASK_PARENT", *filter(None, [given.pop("setup", None)])]
         srun = {

@@ -1,6 +1,6 @@
 """What the models of finished runs predict, stored small for the figures, and tied to the runs' records.
 
-The first validation images, with their objects, are in ``results/<profile>/predictions/images.npz``; what a run
+The first validation images, with their objects, are in ``predictions/images.npz`` beside the records; what a run
 predicts for them is in ``<run>.npz`` beside it. With the truth's boxes given, every model is asked about the same RoIs.
 """
 
@@ -9,14 +9,14 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import cv2
 import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from faster_coco_eval import COCO
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import config, datasets, evaluate, runs
 from .boundary import boundary_targets
@@ -76,15 +76,26 @@ class Predictions:
     calibration: Optional[np.ndarray]
 
 
-def load_images(profile: str) -> Images:
-    """Raises InputError where they have not been made."""
-    path = _folder(profile) / "images.npz"
-    if not path.exists():
+def load_images(shown: Sequence[runs.Run]) -> Images:
+    """The images of runs whose predictions have been kept.
+
+    Raises:
+        InputError: they have not been kept, or are not the same for all of the runs.
+    """
+    for run in shown:
+        if not _kept(run):
+            raise _not_kept(run)
+    images = [_read_images(folder) for folder in sorted({_path(run).parent for run in shown})]
+    if len({x.fingerprint for x in images}) > 1:
         raise InputError(
-            f"the pictures of profile {profile} have not been kept; `python -m bmask predictions --variant bmask_rcnn "
-            f"--profile {profile}` trains what it needs and keeps them"
+            f"the shipped predictions of profile {shown[0].profile} are of other images than those made here; leave "
+            "REUSE out to make them all here"
         )
-    with np.load(path) as stored:
+    return images[0]
+
+
+def _read_images(folder: Path) -> Images:
+    with np.load(folder / "images.npz") as stored:
         meta = json.loads(str(stored["meta"]))
         pictures = [_decoded(stored[f"picture{k}"]) for k in range(meta["pictures"])]
         image_of = stored["image_of"]
@@ -107,16 +118,17 @@ def load_images(profile: str) -> Images:
 
 def load(run: runs.Run) -> Predictions:
     """What a run predicts. Raises InputError where it has not been kept, or belongs to another training or data."""
-    if _kept(run):
-        with np.load(_path(run)) as stored:
-            arrays = {name: stored[name] for name in stored.files if name != "meta"}
-        measures = {name[8:]: arrays.pop(name) for name in list(arrays) if name.startswith("quality_")}
-        optional = ("boundaries", "annotated", "found_boundaries", "calibration")
-        return Predictions(
-            **{**dict.fromkeys(optional), **arrays},
-            quality={name: values for name, values in measures.items()} or None,
-        )
-    raise InputError(
+    if not _kept(run):
+        raise _not_kept(run)
+    with np.load(_path(run)) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "meta"}
+    measures = {name[8:]: arrays.pop(name) for name in list(arrays) if name.startswith("quality_")}
+    optional = ("boundaries", "annotated", "found_boundaries", "calibration")
+    return Predictions(**{**dict.fromkeys(optional), **arrays}, quality=measures or None)
+
+
+def _not_kept(run: runs.Run) -> InputError:
+    return InputError(
         f"the predictions of {run.name} have not been kept, or are of another training; `python -m bmask predictions "
         f"--variant {run.variant} --profile {run.profile} --seeds {run.seed}` trains it, where that has not been done, "
         "and keeps them"
@@ -151,29 +163,24 @@ def ensure(wanted: List[runs.Run], options: runs.Options) -> None:
             write_bytes(_path(run), _packed(_predict(run, data, dataset, images, device, bar), _tie(run)))
 
 
-def _folder(profile: str) -> Path:
-    return runs.OUTPUT / "results" / profile / "predictions"
-
-
 def _path(run: runs.Run) -> Path:
-    return _folder(run.profile) / f"{run.name}.npz"
+    return run.results / "predictions" / f"{run.name}.npz"
 
 
 def _tie(run: runs.Run) -> Dict:
     """What predictions have to be of: this record, of this training, and these images."""
-    images = _folder(run.profile) / "images.npz"
-    with np.load(images) as stored:
+    with np.load(_path(run).with_name("images.npz")) as stored:
         meta = json.loads(str(stored["meta"]))
     return {
         "run": run.name,
-        "record": hashlib.sha256(run.published.read_bytes()).hexdigest(),
+        "record": hashlib.sha256(run.record_path.read_bytes()).hexdigest(),
         "fingerprint": meta["fingerprint"],
     }
 
 
 def _kept(run: runs.Run) -> bool:
     path = _path(run)
-    if not (path.exists() and run.published.exists() and path.with_name("images.npz").exists()):
+    if not (path.exists() and run.record_path.exists() and path.with_name("images.npz").exists()):
         return False
     with np.load(path) as stored:
         return json.loads(str(stored["meta"])) == _tie(run)
@@ -191,9 +198,9 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
 
 def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Images:
     truth, known = COCO(data.val.json), fingerprint(data.val.json)
-    path = _folder(profile) / "images.npz"
+    path = runs.results(profile) / "predictions" / "images.npz"
     if path.exists():
-        images = load_images(profile)
+        images = _read_images(path.parent)
         if images.fingerprint == known:
             return images
     arrays, masks, boxes, classes, image_of = {}, [], [], [], []
@@ -214,7 +221,7 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
     arrays |= {"classes": np.array(classes), "roi_masks": np.array(rois)}
     meta = {"fingerprint": known, "pictures": sum(name.startswith("picture") for name in arrays)}
     write_bytes(path, _packed(arrays, meta))
-    return load_images(profile)
+    return _read_images(path.parent)
 
 
 def _objects(truth: COCO, image: Dict):

@@ -22,7 +22,7 @@ from detectron2.projects.point_rend import add_pointrend_config
 from tqdm import tqdm
 
 from . import datasets, evaluate, runs
-from .config import add_bmask_config, add_study_config
+from .config import add_bmask_config, add_study_config, check_heads
 from .datasets.check import check_coco
 from .errors import InputError
 
@@ -123,7 +123,8 @@ def read_config(config_file) -> CfgNode:
     """The configuration in a YAML file of detectron2, or one of its model zoo's by name.
 
     Raises:
-        InputError: there is no such file, it has keys or values that do not fit, or the model predicts no masks.
+        InputError: there is no such file, it has keys or values that do not fit, or the model predicts no masks, or not
+            what MODEL.MASK_SCORING asks for.
     """
     path = str(config_file)
     if not path.endswith((".yaml", ".yml")):
@@ -158,6 +159,7 @@ def read_config(config_file) -> CfgNode:
         raise InputError(
             f"the model of {config_file} predicts no masks (MODEL.MASK_ON); give one of instance segmentation"
         )
+    check_heads(cfg, config_file)
     cfg.freeze()
     return cfg
 

@@ -1,6 +1,7 @@
 """What a reader opens: a page of each profile's results, and the static site of all of them."""
 
 import io
+import json
 import shutil
 import subprocess
 import tempfile
@@ -9,7 +10,7 @@ from typing import Dict, List
 
 import cv2
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import figures, findings, runs, tables
 from .errors import InputError
@@ -30,15 +31,15 @@ SITE = {
 
 
 def write_page(profile: str) -> Path:
-    """Write ``results/<profile>/README.md``: every table and figure that has been made, with its notebook."""
-    folder = runs.OUTPUT / "results" / profile
+    """Write the ``README.md`` of a profile's results: every table and figure that has been made, with its notebook."""
+    folder = runs.results(profile)
     parts = [f"# Results of profile `{profile}`"]
     for item in tables.made(profile):
         parts.append(f"## {_title(item)}")
-        for path in _written(item, profile):
+        for path in written(item, folder):
             links = [f"[{end}]({p.relative_to(folder)})" for end, p in _others(path)]
-            notebook = _notebook(item)
-            links += [f"[notebook]({notebook})"] if (folder / notebook).exists() else []
+            executed = notebook(item)
+            links += [f"[notebook]({executed})"] if (folder / executed).exists() else []
             picture = path.with_suffix(".png").relative_to(folder)
             parts += [*_shown(path, f"![{path.stem}]({picture})"), " · ".join(links)]
     path = folder / "README.md"
@@ -47,37 +48,55 @@ def write_page(profile: str) -> Path:
 
 
 def differences() -> List[str]:
-    """What in ``results/`` is not what its records give: all of it is made anew elsewhere and compared.
+    """What of the shipped results is not what its records give: all of it is made anew elsewhere and compared.
 
     Texts have to be the same, pictures the same to the eye: where a machine rounds otherwise, a pixel may be another.
     """
-    results, found = runs.OUTPUT / "results", []
+    shipped, found = runs.shipped(), []
     with tempfile.TemporaryDirectory() as draft:
         anew = Path(draft) / "results"
-        shutil.copytree(results, anew)
+        shutil.copytree(shipped, anew, ignore=shutil.ignore_patterns("local"))
         for path in _derived(anew):
             path.unlink()
-        output, runs.OUTPUT = runs.OUTPUT, Path(draft)
-        try:
-            for path in tqdm(sorted(anew.glob("*/made.json")), desc="made anew", unit="profile"):
-                for item, seeds in tables.made(path.parent.name).items():
+        with runs.as_shipped(anew):
+            for profile in tqdm(runs.profiles(anew), desc="made anew", unit="profile"):
+                for item, seeds in tables.made(profile).items():
                     number = item.removeprefix(figures.PREFIX)
-                    (figures if _is_figure(item) else tables).write(number, path.parent.name, seeds)
-                write_page(path.parent.name)
+                    (figures if _is_figure(item) else tables).write(number, profile, seeds)
+                write_page(profile)
             findings.write()
-        finally:
-            runs.OUTPUT = output
-        names = {p.relative_to(results) for p in _derived(results)} | {
-            p.relative_to(anew) for p in _derived(anew)
-        }
+        names = {p.relative_to(folder) for folder in (shipped, anew) for p in _derived(folder)}
         for name in sorted(names):
-            if not (results / name).exists():
+            if not (shipped / name).exists():
                 found.append(f"{name} is missing")
             elif not (anew / name).exists():
                 found.append(f"{name} is not made from any record")
-            elif not _same(results / name, anew / name):
+            elif not _same(shipped / name, anew / name):
                 found.append(f"{name} is not what the records give")
     return found
+
+
+def against_shipped() -> List[str]:
+    """For each profile, in a line, how far runs that were made here are from the shipped records of the same runs."""
+    lines = []
+    for folder in sorted(path.parent for path in (runs.OUTPUT / "results/local").glob("*/runs")):
+        apart = {}  # in AP, or NaN where one has failed
+        for path in sorted((folder / "runs").glob("*.json")):
+            twin = runs.shipped(folder.name) / "runs" / path.name
+            if twin.exists():
+                ours, theirs = (json.loads(p.read_text()).get("metrics") for p in (path, twin))
+                ap = [float(found["segm"]["AP"] or 0) if found else np.nan for found in (ours, theirs)]
+                apart[path.stem] = 0 if ours == theirs else abs(ap[0] - ap[1])
+        if not apart:
+            continue
+        same = sum(ours == 0 for ours in apart.values())
+        text = f"{folder.name}: of {len(apart)} runs made here that are shipped as well {same} have the same digits"
+        failed = [name for name, value in apart.items() if np.isnan(value)]
+        furthest = max(apart, key=lambda name: np.nan_to_num(apart[name]))
+        if same + len(failed) < len(apart):
+            text += f"; the others differ by up to {apart[furthest]:.1f} AP ({furthest})"
+        lines.append(text + "".join(f"; of {name} one has failed" for name in failed))
+    return lines
 
 
 def _derived(results: Path) -> List[Path]:
@@ -87,6 +106,7 @@ def _derived(results: Path) -> List[Path]:
         path
         for path in [*results.glob("*/**/*"), *results.glob("README.md")]
         if path.is_file()
+        and path.relative_to(results).parts[0] != "local"
         and path.name not in kept
         and path.suffix != ".ipynb"
         and path.parent.name not in ("runs", "predictions")
@@ -103,7 +123,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def build(folder: Path) -> Path:
-    """Build the site of everything in ``results/``: it opens from the disk, without server or network.
+    """Build the site of the shipped results and of what was made here: it opens without server or network.
 
     Every table and figure links to its notebook, and to configuration, record and commit of its runs.
 
@@ -120,20 +140,24 @@ def build(folder: Path) -> Path:
         raise InputError(
             "the report is built by Sphinx, which is not installed; `make report` installs it"
         ) from None
-    results = runs.OUTPUT / "results"
-    profiles = sorted(path.parent.name for path in results.glob("*/made.json"))
-    if not profiles:
-        raise InputError(f"there are no tables or figures in {results}; `make reproduce-table-3` makes some")
+    shipped = runs.profiles(runs.shipped())
+    local = [] if runs.PUBLISH else runs.profiles(runs.results())
+    if not (shipped or local):
+        raise InputError(f"there are no tables or figures in {runs.results()}; `make reproduce-table-3` makes some")
     with tempfile.TemporaryDirectory() as draft:
         source, site = Path(draft) / "source", Path(draft) / "site"
         commits = {}
-        for profile in profiles:
-            _write_profile(source / profile, profile, commits)
+        with runs.as_shipped(runs.shipped()):
+            for profile in shipped:
+                _write_profile(source / profile, profile, commits)
+            said = findings.text(shipped)
+        for profile in local:
+            _write_profile(source / "local" / profile, profile, commits)
         _write_commits(source / "commits.md", commits)
-        pages = "\n".join([*(f"{profile}/README" for profile in profiles), "commits"])
-        said = findings.write().read_text().split("\n", 1)[1]
+        names = [*shipped, *(f"local/{profile}" for profile in local)]
+        pages = "\n".join([*(f"{name}/README" for name in names), "commits"])
         write_bytes(
-            source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n{_toctree(pages)}".encode()
+            source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n\n{_toctree(pages)}".encode()
         )
         warnings = io.StringIO()
         with docutils_namespace():
@@ -156,28 +180,28 @@ links to their configuration, their record and the commit of the code. Each has 
 
 def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) -> None:
     """The pages of a profile, in MyST Markdown, with what they link to."""
-    results, names, notebooks = runs.OUTPUT / "results" / profile, [], []
+    results, names, notebooks = runs.results(profile), [], []
     for item, seeds in tables.made(profile).items():
-        name = item if item.startswith("figure") else tables.base_path(item, profile).name
+        name = item if item.startswith("figure") else tables.file_name(item)
         names.append(name)
         parts = [f"# {_title(item)}"]
-        for path in _written(item, profile):
+        for path in written(item, results):
             places = {end: other.relative_to(results) for end, other in _others(path)}
             for place in places.values():
                 write_bytes(folder / place, (results / place).read_bytes())
             links = [f"[{end}]({place})" for end, place in places.items()]
             parts += [*_shown(path, f"![{path.stem}]({places['png']})"), " · ".join(links)]
-        executed = results / _notebook(item)
+        executed = results / notebook(item)
         if executed.exists():
             write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
             notebooks.append(executed.stem)
             parts.append(f"[The notebook, as executed](notebooks/{executed.name})")
         lines = ["| run | configuration | record | commit | device |", "| --- | --- | --- | --- | --- |"]
-        for run in _runs(item, profile, seeds):
+        for run in needed(item, profile, seeds):
             record = run.record()
             if record is None:
                 continue
-            for end, content in ((".json", run.published.read_bytes()), (".yaml", record["config"].encode())):
+            for end, content in ((".json", run.record_path.read_bytes()), (".yaml", record["config"].encode())):
                 write_bytes(folder / "runs" / f"{run.name}{end}", content)
             commit = str(record["git_commit"])
             commits.setdefault(commit, []).append(f"{profile}: {run.name}")
@@ -190,7 +214,8 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
         parts += ["## Made from", "\n".join(lines)]
         write_bytes(folder / f"{name}.md", ("\n\n".join(parts) + "\n").encode())
     pages = "\n".join([*names, *(f"notebooks/{name}" for name in notebooks)])
-    text = f"# Profile `{profile}`\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
+    made = "" if runs.PUBLISH else ", made here"
+    text = f"# Profile `{profile}`{made}\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
     write_bytes(folder / "README.md", text.encode())
 
 
@@ -219,23 +244,25 @@ def _title(item: str) -> str:
     return figures.title(item.removeprefix(figures.PREFIX)) if _is_figure(item) else tables.title(item)
 
 
-def _notebook(item: str) -> str:
+def notebook(item: str) -> str:
+    """The file name of the notebook of a table or figure."""
     if _is_figure(item):
         return figures.spec(item.removeprefix(figures.PREFIX))["notebook"]
     return tables.notebook(item)
 
 
-def _runs(item: str, profile: str, seeds: List[int]) -> List[runs.Run]:
+def needed(item: str, profile: str, seeds: List[int]) -> List[runs.Run]:
+    """The runs of a table or figure."""
     if _is_figure(item):
         return figures.figure_runs(item.removeprefix(figures.PREFIX), profile, seeds)
     return tables.table_runs(item, profile, seeds)
 
 
-def _written(item: str, profile: str) -> List[Path]:
-    """The ``.md`` files of a table or figure."""
+def written(item: str, folder: Path) -> List[Path]:
+    """The ``.md`` files of a table or figure in a folder of results."""
     if _is_figure(item):
-        return figures.captions(item.removeprefix(figures.PREFIX), profile)
-    return [tables.base_path(item, profile).with_suffix(".md")]
+        return figures.captions(item.removeprefix(figures.PREFIX), folder)
+    return [folder / f"{tables.file_name(item)}.md"]
 
 
 def _others(path: Path):

@@ -5,16 +5,30 @@ And from a trained run to the file that an evaluation server takes.
 
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import pandas as pd
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from . import cost, datasets, evaluate, figures, findings, pool, predictions, report, runs, submission, tables
+from . import (
+    config,
+    cost,
+    datasets,
+    evaluate,
+    figures,
+    findings,
+    pool,
+    predictions,
+    report,
+    runs,
+    submission,
+    tables,
+)
 from .datasets import cityscapes
 from .datasets.check import check_files
-from .errors import InputError
+from .errors import InputError, stoppable
 from .files import write_bytes
 
 
@@ -41,26 +55,12 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     """
     if "-batch" in profile:
         print(tables.setting(profile), file=sys.stderr)
-    drawn = [item.removeprefix(figures.PREFIX) for item in items if item.startswith(figures.PREFIX)]
-    numbers = [item for item in items if not item.startswith(figures.PREFIX)]
-    wanted = [run for number in numbers for run in tables.table_runs(number, profile, seeds)]
-    wanted += [run for number in drawn for run in figures.figure_runs(number, profile, seeds)]
-    wanted = list(dict.fromkeys(wanted))
     if len(items) > 1:
-        print(plan(wanted, options), flush=True)
-    whole = pool.ensure(wanted, options)
-    written = {}  # what each notebook shows
-    for number in numbers:
-        if tables.spec(number).get("cost"):
-            cost.ensure(profile, options.here)
-        written[tables.notebook(number)] = [tables.write(number, profile, seeds)]
+        print(plan(_wanted(items, profile, seeds), options), flush=True)
+    whole, written = make(items, profile, seeds, options)
     if whole:
-        for number in drawn:
-            predictions.ensure(figures.predicted_runs(number, profile, seeds), options.here)
-            paths = figures.write(number, profile, seeds)
-            written[figures.spec(number)["notebook"]] = [path.with_suffix(".md") for path in paths]
-        for notebook, shown in written.items():
-            _execute(notebook, shown, profile, seeds, options.here)
+        for item, shown in written.items():
+            _execute(report.notebook(item), shown, profile, seeds)
     page = report.write_page(profile)
     findings.write()
     if len(items) > 1:
@@ -68,7 +68,59 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     else:
         for path in next(iter(written.values()), []):
             print(path.read_text())
+        print(page.parent)
     return whole
+
+
+def make(
+    items: List[str], profile: str, seeds: List[int], options: runs.Options
+) -> Tuple[bool, Dict[str, List[Path]]]:
+    """Carry out what tables and figures need, and write them.
+
+    Returns:
+        Whether all runs have metrics, and the ``.md`` files by item; without the figures where a run has failed.
+    """
+    whole = pool.ensure(_wanted(items, profile, seeds), options)
+    written = {}
+    for item in items:
+        if not item.startswith(figures.PREFIX):
+            if tables.spec(item).get("cost"):
+                cost.ensure(profile, options.here)
+            written[item] = [tables.write(item, profile, seeds)]
+        elif whole:
+            number = item.removeprefix(figures.PREFIX)
+            predictions.ensure(figures.predicted_runs(number, profile, seeds), options.here)
+            written[item] = [path.with_suffix(".md") for path in figures.write(number, profile, seeds)]
+    return whole, written
+
+
+def show(item: str, profile: str, seeds: str, train: bool, **options) -> List[Path]:
+    """What a notebook shows of a table or figure: what was made here, or else what is shipped.
+
+    Args:
+        item: as :func:`reproduce` takes them.
+        seeds, options: of the runs, where they are carried out; see :class:`bmask.runs.Options`.
+        train: carry out what has not been, and make it here. Where nothing is shipped this is done without being asked.
+
+    Returns:
+        The table's ``.md``, or the figure's captions; the pictures, ``.png``, lie beside them.
+
+    Raises:
+        InputError: wrong parameters, or a run has failed.
+    """
+    if not train:
+        for folder in (runs.results(profile), runs.shipped(profile)):
+            if item in tables.made(profile, folder):
+                return report.written(item, folder)
+    with stoppable():
+        whole, written = make([item], profile, config.parse_seeds(seeds), runs.Options(**options))
+    if not whole:
+        raise InputError(f"a run that {item} needs has failed, above; see its log in {runs.OUTPUT / 'runs' / profile}")
+    return written[item]
+
+
+def _wanted(items: List[str], profile: str, seeds: List[int]) -> List[runs.Run]:
+    return list(dict.fromkeys(run for item in items for run in report.needed(item, profile, seeds)))
 
 
 def plan(wanted: List[runs.Run], options: runs.Options) -> str:
@@ -83,9 +135,9 @@ def plan(wanted: List[runs.Run], options: runs.Options) -> str:
     if options.launcher == "slurm":
         return f"{text}, each a job of Slurm"
     device = runs.provenance(runs.check_device(options))["device_name"]
-    folder = runs.OUTPUT / "results" / left[0].profile / "runs"
+    folders = {runs.shipped(left[0].profile), runs.results(left[0].profile)}
     seconds = {}
-    for path in folder.glob("*.json"):
+    for path in (p for folder in folders for p in (folder / "runs").glob("*.json")):
         record = json.loads(path.read_text())
         if record["device_name"] == device and "failed" not in record:
             seconds.setdefault(record["variant"], []).append(record["seconds_per_iteration"])
@@ -99,34 +151,28 @@ def plan(wanted: List[runs.Run], options: runs.Options) -> str:
     return f"{text}: about {minutes:.0f} minutes of training, at the speed of the {len(mean)} variants timed so far"
 
 
-def _execute(name: str, shown: List[Path], profile: str, seeds: List[int], options: runs.Options) -> None:
+def _execute(name: str, shown: List[Path], profile: str, seeds: List[int]) -> None:
     source = runs.REPOSITORY / "notebooks" / name
-    executed = runs.OUTPUT / "results" / profile / name
+    executed = runs.results(profile) / name
     if executed.exists() and executed.stat().st_mtime > max(p.stat().st_mtime for p in (source, *shown)):
         return
     try:
         import nbformat
         import papermill
+        from traitlets.config import Config
     except ImportError:
         print(f"{name} is not executed: papermill is not installed", file=sys.stderr)
         return
-    parameters = _parameters(profile, seeds, options)
-    content = papermill.execute_notebook(source, None, parameters, progress_bar=False)
+    parameters = {"profile": profile, "seeds": ",".join(map(str, seeds))}
+    with tempfile.TemporaryDirectory() as folder:
+        # Sockets in a folder of one's own: over TCP others on this machine could read along, as the kernel warns.
+        kernel = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        content = papermill.execute_notebook(
+            source, None, parameters, progress_bar=False, config=Config(KernelManager=kernel)
+        )
     # Where the repository lies on this machine is of no use to who reads the notebook on another.
     content.metadata.papermill.update(input_path=f"notebooks/{name}", output_path=None)
     write_bytes(executed, nbformat.writes(content).encode())
-
-
-def _parameters(profile: str, seeds: List[int], options: runs.Options) -> Dict:
-    return {
-        "profile": profile,
-        "seeds": ",".join(map(str, seeds)),
-        "device": options.device,
-        "num_gpus": options.num_gpus,
-        "jobs": options.jobs,
-        "data": options.data,
-        "reuse": options.reuse,
-    }
 
 
 def submit(server: str, run: runs.Run, options: runs.Options) -> Path:

@@ -1,8 +1,12 @@
 """A run: variant x profile x seed. Its identity, its state on disk, and how runs are carried out.
 
 A run keeps its state (checkpoint, progress, log, fingerprint of the data, record) in
-``runs/<profile>/<name>/`` and publishes its record to ``results/<profile>/runs/<name>.json``. Every run is a
-process of its own, which holds the lock of its folder for as long as it works on it.
+``runs/<profile>/<name>/`` and publishes its record to the folder of results. Every run is a process of its own, which
+holds the lock of its folder for as long as it works on it.
+
+Results are shipped, in ``results/<profile>/`` of the repository, or local, in ``results/local/<profile>/`` of the
+output folder, which git ignores. What a reader makes is local. The maintainers' switch (``make ... PUBLISH=1``) writes,
+and reads, the shipped results alone.
 """
 
 import json
@@ -32,6 +36,35 @@ from .files import make_folder, write_bytes
 from .train import NonFiniteLoss, train
 
 FAILED = 3  # exit status of a run whose loss was not finite
+SHIPPED = REPOSITORY / "results"
+PUBLISH = bool(os.environ.get("BMASK_PUBLISH"))
+
+
+def shipped(profile: str = "") -> Path:
+    """The folder of the results of a profile, or of all, that the repository carries."""
+    return SHIPPED / profile
+
+
+def results(profile: str = "") -> Path:
+    """The folder that results of a profile, or of all, are written to."""
+    return shipped(profile) if PUBLISH else OUTPUT / "results" / "local" / profile
+
+
+def profiles(folder: Path) -> List[str]:
+    """The profiles that have tables or figures in a folder such as ``results/`` or ``results/local/``."""
+    return sorted(path.parent.name for path in folder.glob("*/made.json"))
+
+
+@contextmanager
+def as_shipped(folder: Path):
+    """Within it results are read from, and written to, the shipped ones alone, which are in ``folder``."""
+    global SHIPPED, PUBLISH
+    before = SHIPPED, PUBLISH
+    SHIPPED, PUBLISH = folder, True
+    try:
+        yield
+    finally:
+        SHIPPED, PUBLISH = before
 
 
 @dataclass(frozen=True)
@@ -65,11 +98,26 @@ class Run:
 
     @property
     def published(self) -> Path:
-        return OUTPUT / "results" / self.profile / "runs" / f"{self.name}.json"
+        """Where its record is written for tables and figures."""
+        return results(self.profile) / "runs" / f"{self.name}.json"
 
-    def record(self) -> Optional[Dict]:
-        """The published record, or None. A record of a failed run has ``failed``, a sentence, and no metrics."""
-        return json.loads(self.published.read_text()) if self.published.exists() else None
+    @property
+    def results(self) -> Path:
+        """The folder of results that has its record: the local one where it does, or else the shipped one."""
+        return results(self.profile) if self.published.exists() else shipped(self.profile)
+
+    @property
+    def record_path(self) -> Path:
+        """Where its record is read, if there is one."""
+        return self.results / "runs" / f"{self.name}.json"
+
+    def record(self, folder: Optional[Path] = None) -> Optional[Dict]:
+        """Its record, by default at :attr:`record_path`, or that in a folder of results; None without one.
+
+        A record of a failed run has ``failed``, a sentence, and no metrics.
+        """
+        path = folder / "runs" / f"{self.name}.json" if folder else self.record_path
+        return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -77,7 +125,7 @@ class Options:
     """How runs are carried out; nothing here changes what they compute.
 
     device: "auto", "cpu" or "cuda". num_gpus: processes of one run (with Slurm: on each of its nodes). jobs: runs at a
-    time, 0 for as many as fit. data: folder of the data set. reuse: take published records of runs that were not made
+    time, 0 for as many as fit. data: folder of the data set. reuse: take shipped records of runs that were not made
     here. launcher: "local", processes on this machine, or "slurm", jobs of a cluster. slurm: what jobs are submitted
     with, KEY=VALUE as in sbatch's ``--KEY=VALUE``. accumulate: parts that each process takes its images in.
     """

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from textwrap import fill
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 
 from . import cost, draw, runs
 from .config import EXPERIMENTS, nearest
+from .errors import InputError
 from .files import write_bytes
 
 # The paper's columns, as fields of a record's metrics. Its AP^b is the AP of boxes, not of boundaries.
@@ -31,13 +33,16 @@ METRICS = {
     "AP75_coarse": ("segm_coarse", "AP75"),
 }
 PUBLISHED = "published"
+WIDTH = 100  # characters of a line
 
 
 class Row(NamedTuple):
-    """A row: its variant (``published`` for a method that is only quoted), what it is compared with, its words."""
+    """A row: its variant (``published`` for a method that is only quoted), what it is compared with, what it is called,
+    and the paper's words for it."""
 
     variant: str
     baseline: str
+    name: str
     words: Dict[str, str]
 
 
@@ -60,10 +65,9 @@ def title(number: str) -> str:
     return f"Table {number}. {text}" if str(number).isdigit() else text
 
 
-def base_path(number: str, profile: str) -> Path:
-    """Where the table's files are, without their suffixes."""
-    name = f"table{number}" if str(number).isdigit() else str(number)
-    return runs.OUTPUT / "results" / profile / name
+def file_name(number: str) -> str:
+    """The name of the table's files, without their suffixes."""
+    return f"table{number}" if str(number).isdigit() else str(number)
 
 
 def notebook(number: str) -> str:
@@ -81,13 +85,13 @@ def rows(number: str) -> List[Row]:
     paper = _paper(number)
     words = paper[[c for c in paper.columns if c not in info["metrics"]]]
     words = words.replace({"yes": "✓", "no": "–"}).astype(object).where(words.notna(), "–")
-    entries = [entry.split(" vs ") for entry in info["rows"]]
-    first = next(entry[0] for entry in entries if entry[0] != PUBLISHED)
+    entries = [(*key.split(" vs "), name) for entry in info["rows"] for key, name in entry.items()]
+    first = next(variant for variant, *_ in entries if variant != PUBLISHED)
     found = []
-    for k, (variant, *baseline) in enumerate(entries):
-        found.append(Row(variant, baseline[0] if baseline else first, {**words.iloc[k]}))
-    for variant, own in info.get("more", {}).items():
-        found.append(Row(variant, first, {**dict.fromkeys(words, "–"), **own}))
+    for k, (variant, *baseline, name) in enumerate(entries):
+        found.append(Row(variant, baseline[0] if baseline else first, name, {**words.iloc[k]}))
+    for variant, name in info.get("more", {}).items():
+        found.append(Row(variant, first, name, dict.fromkeys(words, "–")))
     return found
 
 
@@ -101,20 +105,19 @@ def table_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
     ]
 
 
-def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
-    """A table of the paper from the published records, one line a row.
+def table(number: str, profile: str, seeds: List[int], folder: Optional[Path] = None) -> pd.DataFrame:
+    """A table of the paper from the records in a folder of results, by default where results are written.
 
     For each metric M of the table there are the columns ``M`` (mean over the seeds, in percent), ``M std`` (sample
     standard deviation over the seeds; empty for one seed), ``dM`` and ``dM std`` (the same of the difference to the
     row's baseline with the same seed), ``dM low`` and ``dM high`` (see :func:`interval`), and the paper's ``paper M``
-    and ``paper dM``. The columns before them say what the row is, in the paper's words; ``seeds`` counts the records
-    and ``note`` says why there are fewer than asked for. ``attrs`` holds the devices, commits and data fingerprints
-    of the records.
+    and ``paper dM``. The columns before them say what the row is; ``seeds`` counts the records and ``note`` says why
+    there are fewer than asked for. ``attrs`` holds the seeds, devices, commits and data fingerprints of the records.
     """
-    metrics = spec(number)["metrics"]
+    metrics, folder = spec(number)["metrics"], folder or runs.results(profile)
     entries, paper = rows(number), _paper(number)
     records = {
-        row.variant: {seed: runs.Run(row.variant, profile, seed).record() for seed in seeds}
+        row.variant: {seed: runs.Run(row.variant, profile, seed).record(folder) for seed in seeds}
         for row in entries
         if row.variant != PUBLISHED
     }
@@ -127,7 +130,8 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
     for k, row in enumerate(entries):
         made = records.get(row.variant, {})
         good, base = without_failed(made), without_failed(records[row.baseline])
-        line = {**row.words, "variant": row.variant, "seeds": len(good)}
+        line = {"row": row.name, **row.words, "variant": row.variant, "network": _network(row.variant, profile)}
+        line["seeds"] = len(good)
         for metric in metrics:
             ours, difference = _values(good, metric), _values(good, metric) - _values(base, metric)
             line[metric], line[f"{metric} std"] = ours.mean(), ours.std()
@@ -146,6 +150,7 @@ def table(number: str, profile: str, seeds: List[int]) -> pd.DataFrame:
     everything = [record for made in records.values() for record in made.values() if record]
     for key in ("device_name", "git_commit", "data_fingerprint"):
         frame.attrs[key] = sorted({str(record.get(key)) for record in everything})
+    frame.attrs["seeds"] = [seed for seed in seeds if any(made[seed] for made in records.values())]
     return frame
 
 
@@ -175,10 +180,14 @@ def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple
     Returns:
         Its ends in AP points; two NaN where the rows are one, or records without resamples or other data.
     """
-    shared = ours.keys() & base.keys()
-    if any(ours[s].get("data_fingerprint") != base[s].get("data_fingerprint") for s in shared):
+    if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)]):
         return float("nan"), float("nan")
     return contrast([(1, ours), (-1, base)], metric)
+
+
+def same_data(records: Sequence[Dict]) -> bool:
+    """Whether all of the records are of runs with the same data."""
+    return len({record.get("data_fingerprint") for record in records}) <= 1
 
 
 def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> Tuple[float, float]:
@@ -206,54 +215,113 @@ def _resamples(record: Dict, metric: str) -> Optional[np.ndarray]:
     return None if values is None else np.array(values, dtype=float)
 
 
-def to_markdown(number: str, profile: str, frame: pd.DataFrame) -> str:
-    """The table as text: ours, the paper's in brackets, and both differences to the row's baseline."""
+def frames(number: str, profile: str, seeds: List[int]) -> Dict[str, pd.DataFrame]:
+    """The table ``here``, with these seeds, and as it is ``shipped``; without what has no record.
+
+    Raises:
+        InputError: neither has one; says which command makes it.
+    """
+    shipped = runs.shipped(profile)
+    found = {
+        "here": table(number, profile, seeds),
+        "shipped": table(number, profile, made(profile, shipped).get(str(number), seeds), shipped),
+    }
+    if runs.PUBLISH:
+        del found["here"]
+    found = {source: frame for source, frame in found.items() if frame.attrs["seeds"]}
+    if not found:
+        target = f"table-{number}" if str(number).isdigit() else number
+        raise InputError(
+            f"no run of {title(number).split('.')[0]} has been made with profile {profile} and the seeds "
+            f"{','.join(map(str, seeds))}; `make reproduce-{target} PROFILE={profile}` makes them"
+        )
+    return found
+
+
+def to_markdown(number: str, profile: str, sources: Dict[str, pd.DataFrame]) -> str:
+    """AP and AP75 of each row and what it gains: here, shipped and the paper's. Lines have 100 characters at most.
+
+    Args:
+        sources: from :func:`frames`.
+    """
     info, entries = spec(number), rows(number)
-    words = list(entries[0].words)
-    shown = frame[words].copy()
-    shown.columns = [w.replace("_", " ") for w in words]
-    networks = [_network(row.variant, profile) for row in entries]
-    same = len(set(networks) - {""}) == 1
-    if not (same and all(networks)):
-        shown["here"] = [(text and "run" if same else text) or PUBLISHED for text in networks]
-    # Without what is neither here nor in the paper: Cityscapes' own AP of another data set.
-    metrics = [m for m in info["metrics"] if frame[[m, f"paper {m}"]].notna().any(axis=None)]
-    lines_of = [row for _, row in frame.iterrows()]
-    for m in metrics:
-        shown[f"{m} (paper)"] = [_cell(row[m], row[f"{m} std"], row[f"paper {m}"]) for row in lines_of]
-    for m in compared(metrics):
-        shown[f"Δ{m} (paper)"] = [_difference(row, entry, m) for row, entry in zip(lines_of, entries)]
-    lines = [f"{title(number)}: profile `{profile}`, the paper's numbers in brackets.", ""]
-    lines += [shown.to_markdown(index=False, disable_numparse=True), ""]
-    lines += [info["note"], ""] if "note" in info else []
-    lines += [setting(profile, networks[-1] if same else "")]
-    seeds = sorted({row["seeds"] for row, entry in zip(lines_of, entries) if entry.variant != PUBLISHED})
-    if seeds == [1]:
-        lines += ["One seed: there is no spread over seeds, and a difference may be noise."]
-    elif len(seeds) == 1 and seeds[0]:
-        lines += [f"Mean ± sample standard deviation over {seeds[0]} seeds; differences are paired by seed."]
-    if frame[[f"d{m} low" for m in metrics]].notna().any(axis=None):
-        over = "images" if seeds == [1] else "images and seeds"
-        lines += [
-            f"In square brackets the 95% bootstrap interval of a difference, paired over {over}; * where zero is "
-            "outside."
-        ]
-    notes = [f"- {row['variant']}: {row['note']}" for row in lines_of if row["note"]]
-    lines += ["", *notes] if notes else []
-    made = {key: "; ".join(values) for key, values in frame.attrs.items()}
-    if made["device_name"]:
-        lines += [
-            "",
-            f"Made on {made['device_name']}, at commit {made['git_commit']}, from data {made['data_fingerprint']}.",
-        ]
-    if len(frame.attrs["data_fingerprint"]) > 1:
-        lines += ["**The rows have seen different data: do not compare them.**"]
-    return "\n".join(lines).rstrip() + "\n"
+    metrics = shown(info["metrics"])
+    last = list(sources.values())[-1]
+    lines = []
+    for k, entry in enumerate(entries):
+        compared, own = entry.variant not in (PUBLISHED, entry.baseline), []
+        for source in _sources_of(sources, k) if entry.variant != PUBLISHED else []:
+            row = sources[source].iloc[k]
+            cells = [_number(row[m], row[f"{m} std"]) for m in metrics]
+            own.append([source, *cells, *(_difference(row, m) if compared else "" for m in metrics)])
+        row = last.iloc[k]
+        if row[[f"paper {m}" for m in metrics]].notna().any():
+            cells = [_number(row[f"paper {m}"]) for m in metrics]
+            gains = [_number(row[f"paper d{m}"], sign="+") if compared else "" for m in metrics]
+            own.append(["paper", *cells, *gains])
+        lines += [["" if others else entry.name, *line] for others, line in enumerate(own)]
+    names = [m.removesuffix("_val") for m in metrics]
+    table = pd.DataFrame(lines, columns=["", "", *names, *(f"Δ{name}" for name in names)])
+    text = [f"{title(number)}. Profile `{profile}`.", table.to_markdown(index=False, disable_numparse=True)]
+    text += [fill(info["note"], WIDTH)] if "note" in info else []
+    text += [fill(f"{_intervals(sources)} {setting(profile)} {_networks(last)}", WIDTH)]
+    for source, frame in sources.items():
+        text += [fill(f"{source}: {_provenance(frame)}.", WIDTH)]
+        listed = [row for k, (_, row) in enumerate(frame.iterrows()) if source in _sources_of(sources, k)]
+        notes = [f"- {row['row']}, {row['note']}" for row in listed if row["note"]]
+        text += ["\n".join(notes)] if notes else []
+        if len(frame.attrs["data_fingerprint"]) > 1:
+            text += ["**The rows have seen different data: do not compare them.**"]
+    if len({tuple(frame.attrs["data_fingerprint"]) for frame in sources.values()}) > 1:
+        text += ["**What is here and what is shipped have seen different data: do not compare them.**"]
+    return "\n\n".join(text) + "\n"
 
 
-def made(profile: str) -> Dict[str, List[int]]:
-    """The tables and figures (``figure-6``) that have been written, in their order, and their seeds."""
-    path = runs.OUTPUT / "results" / profile / "made.json"
+def _sources_of(sources: Dict[str, pd.DataFrame], k: int) -> List[str]:
+    """Those that have a record of row k; the first where none has, to say so."""
+    rows = {source: frame.iloc[k] for source, frame in sources.items()}
+    return [s for s, row in rows.items() if row["seeds"] or "failed" in row["note"]] or list(sources)[:1]
+
+
+def shown(metrics: List[str]) -> List[str]:
+    """Those of a table's metrics that the text shows; all of them are in its CSV."""
+    return [m for m in metrics if m in ("AP", "AP75", "AP_val", "AP75_val")]
+
+
+def _intervals(sources: Dict[str, pd.DataFrame]) -> str:
+    numbers = [len(frame.attrs["seeds"]) for frame in sources.values()]
+    many, one = max(numbers) > 1, min(numbers) == 1
+    return (
+        "AP of masks in percent"
+        + (", mean ± standard deviation over the seeds" if many else "")
+        + "; Δ: what the row gains over its baseline"
+        + (" with the same seed" if many else "")
+        + ", with its 95% bootstrap interval over images and seeds."
+        + (" With one seed it knows nothing of other seeds." if one else "")
+    )
+
+
+def _networks(frame: pd.DataFrame) -> str:
+    """Which rows have which network and input."""
+    by_network = frame[frame["network"] != ""].groupby("network", sort=False)["row"].apply("; ".join)
+    if len(by_network) == 1:
+        return f"All rows: {by_network.index[0]}."
+    return " ".join(f"{network}: {rows}." for network, rows in by_network.items())
+
+
+def _provenance(frame: pd.DataFrame) -> str:
+    seeds = frame.attrs["seeds"]
+    return (
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; made on "
+        f"{'; '.join(frame.attrs['device_name'])}, at commit {', '.join(c[:7] for c in frame.attrs['git_commit'])}, "
+        f"from data {', '.join(frame.attrs['data_fingerprint'])}"
+    )
+
+
+def made(profile: str, folder: Optional[Path] = None) -> Dict[str, List[int]]:
+    """The tables and figures (``figure-6``) that have been written to a folder of results, in their order, and their
+    seeds."""
+    path = (folder or runs.results(profile)) / "made.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -261,15 +329,14 @@ def note_made(item: str, profile: str, seeds: List[int]) -> None:
     """Add a table or figure to what has been :func:`made`."""
     items = {**made(profile), item: seeds}
     in_order = {name: items[name] for name in sorted(items, key=lambda name: ("figure" in name, name))}
-    path = runs.OUTPUT / "results" / profile / "made.json"
-    write_bytes(path, runs.as_json(in_order))
+    write_bytes(runs.results(profile) / "made.json", runs.as_json(in_order))
 
 
-def setting(profile: str, network: str = "") -> str:
-    """One line: with which network, data and schedule the rows of a profile are trained."""
+def setting(profile: str) -> str:
+    """One line: with which data and schedule the rows of a profile are trained."""
     cfg = runs.Run("mask_rcnn", profile, 0).cfg
     return (
-        f"Here: {network}{', ' if network else ''}data `{cfg.STUDY.DATASET}`, {cfg.SOLVER.IMS_PER_BATCH} images a "
+        f"Data `{cfg.STUDY.DATASET}`, {cfg.SOLVER.IMS_PER_BATCH} images a "
         f"batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate {cfg.SOLVER.BASE_LR:g}, lowered after "
         + " and ".join(map(str, cfg.SOLVER.STEPS))
         + (" (by the linear scaling rule)." if "-batch" in profile else ".")
@@ -281,47 +348,54 @@ def _network(variant: str, profile: str) -> str:
     if variant == PUBLISHED:
         return ""
     cfg = runs.Run(variant, profile, 0).cfg
-    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnet_fpn_backbone"
+    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnetv2p_backbone"
     name = cfg.MODEL.HRNET.NAME if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
     return f"{name}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
 
 
 def write(number: str, profile: str, seeds: List[int]) -> Path:
-    """Write the table's ``.csv``, ``.md`` and ``.png`` under ``results/<profile>/``, and return the second's path."""
-    frame = table(number, profile, seeds)
-    base = base_path(number, profile)
-    text = to_markdown(number, profile, frame)
+    """Write the table's ``.csv``, ``.md`` and ``.png`` beside the records, and return the second's path.
+
+    Raises:
+        InputError: there is no record.
+    """
+    found = frames(number, profile, seeds)
+    base, entries = runs.results(profile) / file_name(number), rows(number)
+    text = to_markdown(number, profile, found)
     if spec(number).get("cost"):
-        text += "\n" + cost.to_markdown(profile, [row.words for row in rows(number)])
-    write_bytes(base.with_suffix(".csv"), frame.round(4).to_csv(index=False).encode())
+        folders = {"here": runs.results(profile), "shipped": runs.shipped(profile)}
+        folders = {source: folders[source] for source in found}
+        text += "\n" + cost.to_markdown(folders, [row.name for row in entries], [row.words for row in entries])
+    main, *others = found.values()
+    content = main.round(4)
+    if others:
+        content = content.join(others[0][[*_measured(others[0])]].round(4).add_prefix("shipped "))
+    write_bytes(base.with_suffix(".csv"), content.to_csv(index=False).encode())
     write_bytes(base.with_suffix(".md"), text.encode())
-    figure = draw.gains(frame, rows(number), title(number), compared(spec(number)["metrics"]))
+    figure = draw.gains(found, entries, title(number), compared(spec(number)["metrics"]))
     draw.save(figure, base.with_suffix(".png"))
     note_made(str(number), profile, seeds)
     return base.with_suffix(".md")
 
 
+def _measured(frame: pd.DataFrame) -> List[str]:
+    """The columns with numbers of ours."""
+    start = list(frame).index("seeds")
+    return [c for c in list(frame)[start:-1] if not c.startswith("paper ")]
+
+
 def compared(metrics: List[str]) -> List[str]:
-    """Those of a table's metrics whose differences are shown: AP by size and Cityscapes' own AP are for a look."""
+    """Those of a table's metrics whose differences are drawn: AP by size and Cityscapes' own AP are for a look."""
     return [m for m in metrics if m not in ("APS", "APM", "APL", "AP_cityscapes")]
 
 
-def _cell(value: float, std: float, paper: float) -> str:
-    return _number(value, std) + ("" if pd.isna(paper) else f" ({paper:.1f})")
-
-
-def _difference(row: pd.Series, entry: Row, metric: str) -> str:
-    if entry.variant in (PUBLISHED, entry.baseline):
-        return ""
+def _difference(row: pd.Series, metric: str) -> str:
     low, high = row[f"d{metric} low"], row[f"d{metric} high"]
-    text = _number(row[f"d{metric}"], row[f"d{metric} std"], "+")
-    if not pd.isna(low):
-        text += f" [{low:+.1f}, {high:+.1f}]" + ("*" if low > 0 or high < 0 else "")
-    paper = row[f"paper d{metric}"]
-    return text + ("" if pd.isna(paper) else f" ({paper:+.1f})")
+    interval = "" if pd.isna(low) else f" [{low:.1f}, {high:.1f}]"
+    return _number(row[f"d{metric}"], sign="+") + interval
 
 
 def _number(value: float, std: float = float("nan"), sign: str = "") -> str:
     if pd.isna(value):
         return "–"
-    return f"{value:{sign}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
+    return f"{round(value, 1) + 0.0:{sign}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")

@@ -30,8 +30,9 @@ def complaint(call, *places: str) -> str:
 
 @pytest.fixture
 def output(tmp_path, monkeypatch):
-    """Everything that the study writes goes to an empty folder."""
+    """Everything that the study writes goes to an empty folder, and nothing is shipped."""
     monkeypatch.setattr(runs, "OUTPUT", tmp_path)
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
     return tmp_path
 
 

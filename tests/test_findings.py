@@ -6,13 +6,13 @@ import pytest
 from bmask import config, figures, files, findings, runs, tables
 
 
-def publish(variant, seed, gain, spread=0.2):
+def publish(variant, seed, gain, spread=0.2, data="a data set"):
     """A record whose resamples lie around a mean that all models share."""
     noise = np.random.default_rng(seed).normal(30, 3, 500)
     own = np.random.default_rng([seed, *variant.encode()]).normal(gain, spread, 500)
     values = {name: 30 + gain for name in ("AP", "AP50", "AP75")}
     metrics = {"segm": {**values, "bootstrap": {name: list(noise + own) for name in values}}}
-    record = {"metrics": metrics, "data_fingerprint": variant}
+    record = {"metrics": metrics, "data_fingerprint": data}
     files.write_bytes(runs.Run(variant, "smoke", seed).published, json.dumps(record).encode())
 
 
@@ -30,8 +30,18 @@ def test_a_verdict_is_what_the_interval_says(output):
     twin = runs.Run("bmask_rcnn_p2p5_28", "smoke", 0)
     files.write_bytes(twin.published, runs.Run("bmask_rcnn", "smoke", 0).published.read_bytes())
     found = findings.find("bmask_rcnn vs bmask_rcnn_p2p5_28", "AP", "smoke")
-    assert found.verdict == "the same model here" and found.difference == 0
+    assert found.verdict == "no verdict" and found.difference == 0
     assert findings.find("bmask_rcnn vs bmask_rcnn_b2m", "AP", "smoke") is None
+
+
+def test_there_is_no_verdict_from_records_of_different_data(output):
+    for seed in (0, 1, 2):
+        publish("mask_rcnn", seed, 0)
+        publish("bmask_rcnn", seed, 2, data="another" if seed == 2 else "a data set")
+    found = findings.find("bmask_rcnn vs mask_rcnn", "AP", "smoke")
+    assert found.difference == 2 and found.verdict == "no verdict"
+    low, _ = tables.table("3", "smoke", [0, 1, 2]).set_index("variant").loc["bmask_rcnn", ["dAP low", "dAP high"]]
+    assert np.isnan(low)
 
 
 def test_a_failed_seed_and_one_that_only_one_row_has_are_left_out(output):
@@ -48,7 +58,7 @@ def test_a_difference_of_differences_is_paired(output):
     gains = {"bmask_rcnn": 4, "mask_rcnn": 1, "bmask_rcnn_coarse16": 2, "mask_rcnn_coarse16": 1}
     for variant, gain in gains.items():
         for seed in (0, 1):
-            publish(variant, seed, gain + 5 * seed)
+            publish(variant, seed, gain + 5 * seed, data="coarse" if "coarse" in variant else "fine")
     comparison = "bmask_rcnn - mask_rcnn vs bmask_rcnn_coarse16 - mask_rcnn_coarse16"
     found = findings.find(comparison, "AP", "smoke")
     assert found.difference == 2 and found.low == pytest.approx(2 - 1.96 * 0.4 / 2**0.5, abs=0.15)
@@ -90,9 +100,12 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     publish("mask_rcnn", 0, 0)
     publish("bmask_rcnn", 0, 2)
     tables.note_made("3", "smoke", [0])
-    text = findings.write().read_text()
+    local = findings.write()
+    assert local == output / "results/local/README.md" and "What surprised" not in local.read_text()
+    with runs.as_shipped(runs.results()):
+        text = findings.write().read_text()
     assert text.index("What differs") < text.index("| claim |") < text.index("What surprised")
-    assert "- `smoke`: data `shapes`" in text
+    assert "- `smoke`: Data `shapes`" in text
     rows = [line for line in text.splitlines() if " over " in line and line.startswith("|")]
     assert len(rows) == sum(len(info["compare"]) for info in findings.claims())
     assert "+1.5 | +2.0 [" in text and "**reproduced** (1 seed) |" in text

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import build_backbone
 
 from bmask import config
-from bmask.hrnet import HRNetFPN, build_hrnet_fpn_backbone
+from bmask.hrnet import HRNetFPN, build_hrnetv2p_backbone
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,31 @@ def test_levels_have_strides_4_to_64(w32):
         assert x.shape == (1, 256, -(-96 // stride), -(-160 // stride))
 
 
+def test_the_pyramid_starts_with_a_variance_of_one_over_the_fan_in(w32):
+    for layer in (w32.reduce, *w32.outputs):
+        assert layer.weight.var().item() * layer.weight[0].numel() == pytest.approx(1, rel=0.02)
+        assert not layer.bias.any()
+
+
+def test_its_levels_start_as_large_as_those_of_resnet():
+    sizes = []
+    for variant in ("mask_rcnn_800", "mask_rcnn_800_hrnet"):
+        torch.manual_seed(0)
+        backbone = build_backbone(config.resolve(variant, "cpu"))
+        with torch.no_grad():
+            maps = backbone(torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1)))
+        sizes.append({level: x.std().item() for level, x in maps.items()})
+    resnet, hrnet = sizes
+    assert list(hrnet) == list(resnet) == ["p2", "p3", "p4", "p5", "p6"]
+    assert all(0.5 < hrnet[level] / resnet[level] < 2 for level in hrnet)
+
+
 @pytest.mark.parametrize("profile,frozen", [("paper", True), ("cpu", False)])
 def test_batchnorm_is_frozen_where_the_profile_freezes_it(profile, frozen):
     cfg = config.resolve("mask_rcnn_800_hrnet", profile).clone()
     cfg.defrost()
     assert cfg.MODEL.HRNET.PRETRAINED == frozen  # ImageNet weights where the ResNets have them
     cfg.MODEL.HRNET.PRETRAINED = False
-    backbone = build_hrnet_fpn_backbone(cfg, ShapeSpec(channels=3))
+    backbone = build_hrnetv2p_backbone(cfg, ShapeSpec(channels=3))
     kinds = {type(m) for m in backbone.modules() if "BatchNorm" in type(m).__name__}
     assert (kinds == {FrozenBatchNorm2d}) == frozen

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from conftest import complaint
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
+from bmask import config, released
 from bmask.mask_scoring import MaskIoUHead, instance_areas, mask_iou_loss, mask_iou_targets
 
 
@@ -72,3 +74,27 @@ def test_it_predicts_the_iou_of_the_instances_class_from_features_and_mask():
     classes = torch.tensor([2, 0])
     assert torch.equal(head(features, masks, classes), every[torch.arange(2), classes])
     assert not torch.equal(head(features, -masks, classes), head(features, masks, classes))
+
+
+HEADS = {
+    "MaskRCNNConvUpsampleHead": False,
+    "PointRendMaskHead": False,
+    "MaskScoringHead": True,
+    "SobelMaskHead": True,
+    "BoundaryPreservingHead": True,
+}
+
+
+@pytest.mark.parametrize("head,scores", HEADS.items())
+def test_mask_scoring_of_a_head_that_knows_nothing_of_it_is_refused(tmp_path, monkeypatch, head, scores):
+    monkeypatch.setattr(config, "OUTPUT", tmp_path)
+    (tmp_path / "variants").mkdir()
+    path = tmp_path / "variants" / "mine.yaml"
+    heads = f"{{MASK_ON: True, MASK_SCORING: True, ROI_MASK_HEAD: {{NAME: {head}}}}}"
+    path.write_text(f"VERSION: 2\nMODEL: {heads}\n")
+    readers = {"mine": lambda: config.resolve("mine", "cpu"), str(path): lambda: released.read_config(path)}
+    for name, read in readers.items():
+        if scores:
+            assert read().MODEL.MASK_SCORING
+        else:
+            complaint(read, f"MODEL.MASK_SCORING of the configuration {name}", head, "MaskScoringHead")

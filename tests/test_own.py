@@ -39,7 +39,7 @@ def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
     (chosen,) = [line for line in lines if line.startswith("ResNet-18-FPN from scratch")]
     assert "4 classes; input 64" in chosen and "2 images a batch, learning rate 0.001" in chosen
     assert "4 iterations (as asked)" in chosen
-    results = tmp_path / "results/mine"
+    results = tmp_path / "results/local/mine"
     assert lines[-1] == str(results / "bmask_rcnn.md")
     page = (results / "bmask_rcnn.md").read_text()
     assert "| masks" in page and "| boundaries" in page

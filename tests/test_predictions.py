@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def here(made, monkeypatch):
 
 
 def test_the_pictures_and_objects_are_those_of_the_validation_set(here):
-    images = predictions.load_images("smoke")
+    images = predictions.load_images([RUN])
     data = datasets.prepare(RUN.cfg, None, here)
     truth = COCO(str(data.val.json))
     assert len(images.pictures) == 4 and images.pictures[0].shape == (64, 64, 3)
@@ -48,7 +49,7 @@ def test_the_pictures_and_objects_are_those_of_the_validation_set(here):
 
 def test_detections_pasted_are_the_evaluated_ones(here):
     """The kept 28x28 masks, in their boxes, are the masks of the results file, up to rounding."""
-    images, found = predictions.load_images("smoke"), predictions.load(RUN)
+    images, found = predictions.load_images([RUN]), predictions.load(RUN)
     data = datasets.prepare(RUN.cfg, None, here)
     model = evaluate.load_model(runs.on_device(RUN.cfg, "cpu"), RUN.folder / "checkpoint.pth")
     dataset = sorted(data.val.load(), key=lambda image: image["image_id"])
@@ -65,7 +66,7 @@ def test_detections_pasted_are_the_evaluated_ones(here):
 
 
 def test_predictions_in_true_boxes_and_their_quality(here):
-    images, found = predictions.load_images("smoke"), predictions.load(RUN)
+    images, found = predictions.load_images([RUN]), predictions.load(RUN)
     number = len(images.masks)
     assert found.masks.shape == found.boundaries.shape == found.annotated.shape == (number, SIDE, SIDE)
     assert found.masks.dtype == np.float16 and found.boundaries.max() <= 1
@@ -91,6 +92,19 @@ def test_kept_predictions_are_not_made_again_and_belong_to_one_record(here, tmp_
     finally:
         RUN.published.write_bytes(original)
     assert predictions.load(RUN).masks.shape[1:] == (SIDE, SIDE)
+
+
+def test_shipped_predictions_are_read_where_none_were_made_here(here, tmp_path, monkeypatch):
+    shutil.copytree(runs.results(), tmp_path / "shipped")
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(runs, "OUTPUT", tmp_path / "elsewhere")
+    assert (predictions.load(RUN).masks == made_masks(here)).all()
+    assert len(predictions.load_images([RUN]).pictures) == 4
+
+
+def made_masks(folder):
+    with np.load(folder / "results/local/smoke/predictions" / f"{RUN.name}.npz") as stored:
+        return stored["masks"]
 
 
 def test_predictions_of_a_run_that_was_not_trained_here_are_not_made_up(here, tmp_path, monkeypatch):

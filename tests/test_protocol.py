@@ -46,7 +46,7 @@ def test_every_row_on_coco_has_the_papers_schedule(variant):
 def test_every_row_on_coco_starts_from_imagenet_with_frozen_batchnorm(variant):
     model = config.resolve(variant, "paper").MODEL
     assert model.RESNETS.NORM == "FrozenBN" and model.ROI_HEADS.NUM_CLASSES == 80
-    if model.BACKBONE.NAME == "build_hrnet_fpn_backbone":
+    if model.BACKBONE.NAME == "build_hrnetv2p_backbone":
         assert model.HRNET.PRETRAINED and model.HRNET.NAME == "hrnet_w32" and not model.WEIGHTS
     else:
         depth = 101 if "r101" in variant else 50
@@ -60,7 +60,7 @@ def test_the_rows_of_table_1_have_their_input_and_backbone(row, expected):
     short, long, backbone = expected
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((short,), long)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (short, long)
-    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnet_fpn_backbone"
+    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnetv2p_backbone"
     assert ("HRNetV2-W32" if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}") == backbone
     words = tables.rows("1")[row].words
     assert (str(words["input_size"]), words["backbone"]) == (str(short), f"{backbone}-FPN")

@@ -13,7 +13,7 @@ import torch
 from conftest import complaint
 from detectron2.modeling import build_model
 
-from bmask import BoundaryPreservingHead, released
+from bmask import BoundaryPreservingHead, config, released, tables
 from bmask.__main__ import main
 from bmask.datasets import shapes
 
@@ -139,6 +139,74 @@ def test_released_weights_load_in_full_and_give_the_masks_of_our_own_configurati
     assert len(found) == 10 and 0 < found.pred_masks.float().mean() < 1
     assert torch.equal(found.pred_masks, expected.pred_masks)
     assert torch.equal(found.scores, expected.scores)
+
+
+# What each released configuration sets beside the base file, by its row here.
+RELEASED = {
+    "bmask_rcnn_release": ("R-50", ""),
+    "bmask_rcnn_release_r101": ("R-101", ""),
+    "cascade_bmask_rcnn_release": ("R-50", "Cascade"),
+    "cascade_bmask_rcnn_release_r101": ("R-101", "Cascade"),
+}
+SCHEDULE = """
+_BASE_: Base-BMask-R-CNN-FPN.yaml
+MODEL: {{WEIGHTS: detectron2://ImageNetPretrained/MSRA/{network}.pkl, RESNETS: {{DEPTH: {depth}}}{more}}}
+INPUT: {{MIN_SIZE_TRAIN: [800]}}
+DATASETS: {{TRAIN: [coco_2017_train], TEST: [coco_2017_val]}}
+SOLVER: {{IMS_PER_BATCH: 16, BASE_LR: 0.02, STEPS: [60000, 80000], MAX_ITER: 90000}}
+TEST: {{EVAL_PERIOD: 10000}}
+OUTPUT_DIR: output/there
+"""
+MORE = (
+    ", ROI_HEADS: {NAME: CascadeBoundaryROIHeads}, ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: True}"
+    ", RPN: {POST_NMS_TOPK_TRAIN: 2000}"
+)
+
+
+@pytest.mark.parametrize("variant", RELEASED)
+def test_a_row_of_the_release_is_the_released_configuration_key_by_key(tmp_path, variant):
+    network, kind = RELEASED[variant]
+    (tmp_path / "Base-BMask-R-CNN-FPN.yaml").write_text(BASE)
+    text = SCHEDULE.format(network=network, depth=network[2:], more=MORE if kind else "")
+    (tmp_path / "released.yaml").write_text(text)
+    theirs = config._flat(released.read_config(tmp_path / "released.yaml"))
+    ours = config._flat(config.resolve(variant, "paper"))
+    assert theirs["INPUT.MAX_SIZE_TRAIN"] == 1333 and theirs["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 512
+    differences = {k: (theirs[k], ours[k]) for k in theirs if theirs[k] != ours[k]}
+    assert {k: pair for k, pair in differences.items() if not k.startswith("STUDY.")} == {
+        # The head pools its own RoI features, so detectron2's RoI heads do, and RoIAlign is named in a key of the head.
+        "MODEL.ROI_HEADS.NAME": (f"{kind}BoundaryROIHeads", f"{kind or 'Standard'}ROIHeads"),
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": (ours["MODEL.BOUNDARY_MASK_HEAD.POOLER_TYPE"], ""),
+        # Not keys of the release: its code has these values.
+        "MODEL.BOUNDARY_MASK_HEAD.DICE_SQUARED": (True, False),
+        "MODEL.BOUNDARY_MASK_HEAD.THRESHOLD": (0.0, 0.1),
+        # How a run is carried out.
+        "SEED": (-1, 0),
+        "SOLVER.CHECKPOINT_PERIOD": (5000, 2500),
+        "TEST.EVAL_PERIOD": (10000, 15000),
+        "OUTPUT_DIR": ("output/there", "./output"),
+    }
+
+
+# What else the model zoo's configurations say of the other rows.
+ZOO = {
+    "mask_rcnn_800": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "cascade_mask_rcnn_800": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+}
+
+
+@pytest.mark.parametrize("variant", ZOO)
+def test_the_releases_baselines_are_the_model_zoos_but_for_the_input(variant):
+    theirs = config._flat(released.read_config(ZOO[variant]))
+    ours = config._flat(config.resolve(variant, "paper"))
+    study = ("SEED", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+    differences = {k for k in theirs if theirs[k] != ours[k] and not k.startswith("STUDY.")} - set(study)
+    assert differences == {"INPUT.MIN_SIZE_TRAIN"} and ours["INPUT.MIN_SIZE_TRAIN"] == [800]
+
+
+def test_every_row_of_the_release_is_compared_with_its_configuration():
+    rows = {row.variant for row in tables.rows("release")} - {tables.PUBLISHED}
+    assert rows == {*RELEASED, *ZOO, "pointrend_800"}
 
 
 class Python2(pickle._Pickler):

@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 from conftest import PATIENCE
+from IPython.core.interactiveshell import InteractiveShell
 
-from bmask import config, cost, figures, findings, report, runs, tables
+from bmask import config, cost, figures, findings, pool, report, reproduce, runs, tables
+from bmask.errors import InputError, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -20,23 +22,24 @@ def everything(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUT", folder)
+        patch.setattr(runs, "SHIPPED", folder / "shipped")
         for variant in config.available("variant"):
             assert runs.work(runs.Run(variant, "smoke", 0), runs.Options(device="cpu")) == 0
     return folder
 
 
 def test_table_3_at_smoke_through_papermill(tmp_path, bmask, monkeypatch):
-    """The notebook, by hand, as the README has it; then the command line finds nothing left to do."""
+    """The notebook, by hand, as the README has it, where nothing is shipped; then nothing is left to be done."""
     monkeypatch.setenv("BMASK_OUTPUT", str(tmp_path))
     notebook = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", "notebooks/table3_components.ipynb", str(notebook)]
     command += ["-p", "profile", "smoke", "-p", "seeds", "0", "-p", "device", "cpu", "--no-progress-bar"]
     subprocess.run(command, check=True, timeout=PATIENCE)
-    results = tmp_path / "results" / "smoke"
+    results = tmp_path / "results/local/smoke"
     assert {p.name for p in results.glob("table3.*")} == {"table3.csv", "table3.md", "table3.png"}
     assert len(list((results / "runs").glob("*.json"))) == 5
     text = (results / "table3.md").read_text()
-    assert "not run" not in text and "failed" not in text and "(34.7)" in text
+    assert "not run" not in text and "failed" not in text and "| paper | 34.7 " in text
     assert_shown(notebook)
     process = bmask("run", "--table", "3", "--profile", "smoke", "--device", "cpu")
     _, err = process.communicate(timeout=PATIENCE)
@@ -55,26 +58,28 @@ def test_everything_at_smoke_with_one_command(everything, bmask):
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert out.startswith(f"{len(config.available('variant'))} runs, 0 of them to be made\n")
-    results = everything / "results" / "smoke"
+    results = everything / "results/local/smoke"
     page = (results / "README.md").read_text()
     for number in tables.specs():
-        base = tables.base_path(number, "smoke").name
+        base = tables.file_name(number)
         text = (results / f"{base}.md").read_text()
         assert "not run" not in text and "failed" not in text
         assert (results / f"{base}.png").stat().st_size > 10_000
         assert_shown(results / tables.notebook(number))
         assert f"## {tables.title(number)}\n" in page and f"({tables.notebook(number)})" in page
     for number, info in figures.specs().items():
-        for caption in figures.captions(number, "smoke"):
+        for caption in figures.captions(number, results):
             assert caption.with_suffix(".png").stat().st_size > 10_000
             assert caption.with_suffix(".svg").exists() and caption.read_text().strip() in page
         assert_shown(results / info["notebook"])
     measured = json.loads((results / "cost.json").read_text())["systems"]
     assert tuple(measured) == cost.SYSTEMS == tuple(row.variant for row in tables.rows("8"))
     assert measured["mask_rcnn"]["ratio"] == 1 and all(m["peak_memory_mib"] > 100 for m in measured.values())
-    assert "0.95 (0.95)" in (results / "table8.md").read_text()
+    assert "| 0.95   |" in (results / "table8.md").read_text()
     for path in results.glob("*.ipynb"):
         assert str(everything) not in path.read_text() and str(runs.REPOSITORY) not in path.read_text()
+        shown = [o["text"] for c in nbformat.read(path, 4).cells for o in c.get("outputs", []) if "text" in o]
+        assert not shown, f"{path.name} prints {shown}"
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*")}
     process = bmask("reproduce", "all", "--profile", "smoke", "--device", "cpu", output=everything)
     assert process.wait(timeout=PATIENCE) == 0
@@ -108,11 +113,10 @@ def site(everything):
     """The report of everything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUT", everything)
-        for number in tables.specs():
-            tables.write(number, "smoke", [0])
-        for number in figures.specs():
-            figures.ensure(number, "smoke", [0], runs.Options(device="cpu"))
-            figures.write(number, "smoke", [0])
+        patch.setattr(runs, "SHIPPED", everything / "shipped")
+        reproduce.make(reproduce.everything("smoke"), "smoke", [0], runs.Options(device="cpu"))
+        # As if it were shipped: one profile of each kind.
+        shutil.copytree(runs.results(), everything / "shipped", dirs_exist_ok=True)
         return report.build(everything / "report").parent
 
 
@@ -132,8 +136,9 @@ def test_every_link_of_the_report_resolves_and_nothing_comes_from_the_network(si
                 )
 
 
-def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commit(site):
-    page = Page(site / "smoke" / "figure-6.html")
+@pytest.mark.parametrize("folder", ["smoke", "local/smoke"])
+def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commit(site, folder):
+    page = Page(site / folder / "figure-6.html")
     links = [reference for tag, reference in page.references if tag == "a"]
     run = runs.Run("bmask_rcnn_dice", "smoke", 0)
     for end in (f"{run.name}.json", f"{run.name}.yaml"):
@@ -144,7 +149,8 @@ def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commi
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
 @pytest.mark.parametrize(
-    "page", ["index", "smoke/README", "smoke/table3", "smoke/figure-6", "smoke/notebooks/table3_components"]
+    "page",
+    ["index", "smoke/README", "local/smoke/table3", "smoke/figure-6", "smoke/notebooks/table3_components"],
 )
 def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path, page):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -165,14 +171,18 @@ def test_the_notebooks_have_parameters_and_no_outputs_in_git():
 
 
 def test_results_are_what_their_records_give_and_any_change_is_found(site, everything, monkeypatch):
-    monkeypatch.setattr(runs, "OUTPUT", everything)
-    findings.write()
-    report.write_page("smoke")
+    monkeypatch.setattr(runs, "SHIPPED", everything / "shipped")
+    with runs.as_shipped(everything / "shipped"):
+        for item, seeds in tables.made("smoke").items():
+            figure = item.startswith(figures.PREFIX)
+            (figures if figure else tables).write(item.removeprefix(figures.PREFIX), "smoke", seeds)
+        report.write_page("smoke")
+        findings.write()
     assert report.differences() == []
-    table = everything / "results/smoke/table3.csv"
+    table = everything / "shipped/smoke/table3.csv"
     before = table.read_bytes()
     table.write_bytes(before.replace(b"33.2", b"33.3"))
-    (everything / "results/smoke/stray.md").write_text("by hand")
+    (everything / "shipped/smoke/stray.md").write_text("by hand")
     try:
         assert report.differences() == [
             "smoke/stray.md is not made from any record",
@@ -180,7 +190,71 @@ def test_results_are_what_their_records_give_and_any_change_is_found(site, every
         ]
     finally:
         table.write_bytes(before)
-        (everything / "results/smoke/stray.md").unlink()
+        (everything / "shipped/smoke/stray.md").unlink()
+
+
+def test_runs_made_here_are_compared_with_the_shipped_ones_in_a_line(site, everything, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHIPPED", everything / "shipped")
+    monkeypatch.setattr(runs, "OUTPUT", tmp_path)
+    assert report.against_shipped() == []
+    shutil.copytree(everything / "results", tmp_path / "results")
+    number = len(config.available("variant"))
+    same = f"smoke: of {number} runs made here that are shipped as well {number} have the same digits"
+    assert report.against_shipped() == [same]
+    run = runs.Run("mask_rcnn", "smoke", 0)
+    record = run.record()
+    record["metrics"]["segm"]["AP"] += 1.5
+    run.published.write_bytes(runs.as_json(record))
+    (line,) = report.against_shipped()
+    assert line == same.replace(f"well {number}", f"well {number - 1}") + (
+        f"; the others differ by up to 1.5 AP ({run.name})"
+    )
+    run.published.write_bytes(runs.as_json({**record, "metrics": {}, "failed": "iteration 1: no"}))
+    assert report.against_shipped()[0].endswith(f"; of {run.name} one has failed")
+
+
+@pytest.mark.parametrize("name", sorted({report.notebook(item) for item in reproduce.everything("cpu")}))
+def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_nothing(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, "OUTPUT", tmp_path)
+    cells = [
+        c.source
+        for c in nbformat.read(config.EXPERIMENTS.parent / "notebooks" / name, 4).cells
+        if c.cell_type == "code"
+    ]
+    names = {}
+    for source in cells[:-1] if "explore" in cells[-1] else cells:
+        exec(source, names)
+    assert names["train"] is False and names["profile"] == "cpu"
+    assert names["shown"] and all(
+        runs.shipped("cpu") in path.parents and path.exists() for path in names["shown"]
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_shows_what_was_made_here_where_something_was(site, everything, monkeypatch):
+    monkeypatch.setattr(runs, "SHIPPED", everything / "shipped")
+    monkeypatch.setattr(runs, "OUTPUT", everything)
+    (shown,) = reproduce.show("3", "smoke", "5", False)
+    assert shown == everything / "results/local/smoke/table3.md"
+    monkeypatch.setattr(runs, "OUTPUT", everything / "empty")
+    assert reproduce.show("3", "smoke", "5", False) == [everything / "shipped/smoke/table3.md"]
+
+
+@pytest.mark.parametrize("raised", [InputError("wrong; mend it"), KeyboardInterrupt()], ids=repr)
+def test_a_notebook_ends_with_one_sentence_when_it_is_stopped_or_its_input_is_wrong(
+    output, monkeypatch, raised
+):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(pool, "ensure", fail)
+    shell, said = InteractiveShell(), []
+    monkeypatch.setattr(shell, "_showtraceback", lambda kind, error, lines: said.extend(lines))
+    ran = shell.run_cell('from bmask.reproduce import show\nshow("3", "smoke", "0", True)')
+    assert not ran.success and len(said) == 1 and "\n" not in said[0]
+    assert said[0] == ("bmask: wrong; mend it" if isinstance(raised, InputError) else f"bmask: {Stopped()}")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_configuration_that_is_written_and_read_is_the_same_run(variant):
 
 
 def test_cascade_and_standard_roi_heads_give_the_head_the_same_state_dict():
-    heads = [build(v)[0].roi_heads.mask_head for v in ("bmask_rcnn_800", "cascade_bmask_rcnn_800")]
+    heads = [build(v)[0].roi_heads.mask_head for v in ("bmask_rcnn_release", "cascade_bmask_rcnn_release")]
     assert type(heads[0]) is type(heads[1])
     shapes = [{name: x.shape for name, x in head.state_dict().items()} for head in heads]
     assert shapes[0] == shapes[1]
@@ -91,3 +91,15 @@ def test_mask_scoring_ranks_masks_and_leaves_boxes_alone():
     assert torch.equal(scored.scores, unscored.scores)
     assert torch.equal(scored.pred_masks, unscored.pred_masks)
     assert not torch.equal(scored.mask_scores, scored.scores)
+
+
+@pytest.mark.parametrize(
+    "variant,changes", [("bmask_rcnn_release", True), ("cascade_bmask_rcnn_release", False)]
+)
+def test_the_boxes_that_masks_are_trained_in_are_the_box_heads_but_in_cascades(variant, changes):
+    masks = []
+    for predicted in (True, False):
+        model, _ = build(variant, **{"MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": predicted})
+        with EventStorage():
+            masks.append(model([image(2)])["loss_boundary"])
+    assert torch.equal(*masks) != changes

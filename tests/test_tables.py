@@ -4,7 +4,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, complaint
 
 from bmask import config, cost, draw, figures, files, reproduce, runs, tables
 from bmask.__main__ import main
@@ -60,32 +60,79 @@ def test_a_table_is_means_and_differences_paired_by_seed_beside_the_papers(recor
     assert frame.iloc[4]["note"] == "seed 0: not run; seed 1: not run"
 
 
+def shown(number, seeds, profile="smoke"):
+    """The cells of each line of the table that is written."""
+    text = tables.to_markdown(number, profile, tables.frames(number, profile, seeds))
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"], text
+
+
 def test_the_text_shows_both_and_says_what_is_missing(records):
-    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0, 1]))
-    assert "25.0 ± 7.1 (33.2)" in text and "+2.0 ± 1.4 (+0.7)" in text
-    assert "failed, iteration 7: loss_boundary not finite" in text
-    assert "– (34.7)" in text
+    lines, text = shown("3", [0, 1])
+    assert lines[0] == ["", "", "AP", "AP75", "ΔAP", "ΔAP75"]
+    assert lines[2:4] == [
+        ["Mask R-CNN", "here", "25.0 ± 7.1", "31.0 ± 0.0", "", ""],
+        ["", "paper", "33.2", "34.9", "", ""],
+    ]
+    assert lines[4][:5] == ["+ boundary", "here", "27.0 ± 8.5", "31.0 ± 0.0", "+2.0"]
+    assert lines[5] == ["", "paper", "33.9", "35.8", "+0.7", "+0.9"]
+    assert "- + fusions, seed 1: failed, iteration 7: loss_boundary not finite" in text
+    assert lines[-2][:3] == ["+ RoI strategy", "here", "–"] and "seed 0: not run; seed 1: not run" in text
+
+
+def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with_it(records, output):
+    before = {p: p.read_bytes() for p in (runs.results("smoke") / "runs").iterdir()}
+    with runs.as_shipped(runs.shipped()):
+        for variant in records[:2]:
+            publish(variant, 0, 12.5 if variant == "mask_rcnn" else 13.0)
+        tables.write("3", "smoke", [0])
+    shipped = {p: p.read_bytes() for p in runs.shipped().rglob("*") if p.is_file()}
+    assert {p: p.read_bytes() for p in before} == before
+    lines, text = shown("3", [0, 1])
+    assert [line[:3] for line in lines[2:8]] == [
+        ["Mask R-CNN", "here", "25.0 ± 7.1"],
+        ["", "shipped", "12.5"],
+        ["", "paper", "33.2"],
+        ["+ boundary", "here", "27.0 ± 8.5"],
+        ["", "shipped", "13.0"],
+        ["", "paper", "33.9"],
+    ]
+    assert lines[6][4] == "+0.5" and "here: seeds 0, 1;" in text and "shipped: seed 0;" in text
+    path = tables.write("3", "smoke", [0, 1])
+    assert path == output / "results/local/smoke/table3.md"
+    frame = pd.read_csv(path.with_suffix(".csv"))
+    assert frame.loc[1, ["AP", "shipped AP", "shipped dAP"]].tolist() == [27.0, 13.0, 0.5]
+    assert {p: p.read_bytes() for p in shipped} == shipped
+
+
+def test_a_table_without_a_record_is_not_written(records, output):
+    path = tables.write("3", "smoke", [0])
+    before = path.read_bytes()
+    complaint(lambda: tables.write("3", "smoke", [5]), "Table 3", "smoke", "make reproduce-table-3")
+    assert path.read_bytes() == before and tables.made("smoke") == {"3": [0]}
+
+
+@pytest.mark.parametrize("path", sorted((runs.REPOSITORY / "results").glob("*/*.md")), ids=str)
+def test_no_shipped_table_is_wider_than_100_characters(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    assert path.name == "README.md" or lines and max(map(len, lines)) <= tables.WIDTH
 
 
 def test_rows_that_have_seen_different_data_are_called_out(output):
     rows = [row.variant for row in tables.rows("3")]
     publish(rows[0], 0, 20.0)
-    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0]))
-    assert (
-        "Made on a laptop, at commit 0123abc, from data a data set." in text and "different data" not in text
-    )
+    _, text = shown("3", [0])
+    said = "here: seed 0; made on a laptop, at commit 0123abc, from data a data set."
+    assert said in " ".join(text.split()) and "different data" not in text
     publish(rows[1], 0, 21.0, data="another")
-    assert "different data" in tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0]))
+    assert "The rows have seen different data" in shown("3", [0])[1]
 
 
 def test_the_figure_draws_our_differences_and_the_papers(records):
-    frame = tables.table("3", "smoke", [0, 1])
-    figure = draw.gains(frame, tables.rows("3"), "Table 3", tables.spec("3")["metrics"])
+    frames = tables.frames("3", "smoke", [0, 1])
+    figure = draw.gains(frames, tables.rows("3"), "Table 3", tables.spec("3")["metrics"])
     assert [panel.get_title() for panel in figure.axes] == ["AP", "AP50", "AP75", "APb"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels[0] == "none" and labels[4] == "boundary, fusions, bce dice, roi strategy"
-    assert "m2b twice, b2m twice" in draw._labels(tables.rows("6"))
-    assert draw._labels(tables.rows("sobel"))[:2] == ["Mask R-CNN", "Sobel mask head"]
+    assert labels == ["Mask R-CNN", "+ boundary", "+ fusions", "+ Dice-BCE", "+ RoI strategy"]
     lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
     assert lines["paper"] == [0.0, 0.7, 1.0, 1.2, 1.5]
 
@@ -168,15 +215,6 @@ def test_intervals_are_paired_over_images_and_draw_the_seeds(resampled):
     assert pd.isna(frame.loc["mask_rcnn", "dAP low"]) and pd.isna(frame.loc["bmask_rcnn", "dAPb low"])
 
 
-def test_a_difference_whose_interval_is_beyond_zero_is_marked(resampled):
-    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0, 1]))
-    (cell,) = [c.strip() for c in text.split("|") if "+2.0 ± 1.4 [" in c]
-    assert cell.endswith("]* (+1.5)") and "* where zero is outside" in text
-    publish("bmask_rcnn", 1, 20.0, resamples=np.linspace(19, 21, 1000))
-    text = tables.to_markdown("3", "smoke", tables.table("3", "smoke", [0, 1]))
-    assert "]*" not in text and "paired over images and seeds" in text
-
-
 def test_intervals_of_records_from_other_data_or_without_resamples_are_not_made_up(resampled):
     publish("bmask_rcnn", 1, 23.0, data="another", resamples=np.zeros(1000))
     assert pd.isna(tables.table("3", "smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
@@ -211,13 +249,15 @@ def test_every_variant_is_in_a_table_or_figure():
     assert shown == set(config.available("variant"))
 
 
-def test_published_rows_are_marked_and_never_mixed_with_ours(output):
+def test_published_rows_have_the_papers_numbers_alone(output):
     publish("mask_rcnn_800_r101", 0, 20.0)
-    text = tables.to_markdown("2", "smoke", tables.table("2", "smoke", [0]))
-    lines = {tuple(c.strip() for c in line.split("|")[1:5]) for line in text.splitlines() if "|" in line}
-    assert ("MNC", "ResNet-101", "published", "– (24.6)") in lines
-    assert ("Mask R-CNN*", "ResNet-101-FPN", "ResNet-34-FPN, 85 px", "20.0 (36.2)") in lines
-    assert "evaluation server" in text
+    lines, text = shown("2", [0])
+    cells = [line[:3] for line in lines]
+    assert ["MNC, R101", "paper", "24.6"] in cells
+    at = cells.index(["Mask R-CNN*, R101", "here", "20.0"])
+    assert cells[at + 1] == ["", "paper", "36.2"]
+    said = " ".join(text.split())
+    assert "evaluation server" in said and "ResNet-34-FPN, 85 px: Mask R-CNN*, R101; BMask R-CNN, R101" in said
 
 
 def test_rows_are_compared_with_the_baseline_of_the_same_backbone(output):
@@ -234,11 +274,11 @@ def test_rows_of_ours_alone_have_no_number_of_the_papers(output):
     publish("bmask_rcnn_two_fusion_blocks", 0, 12.0)
     frame = tables.table("6", "smoke", [0])
     assert frame.iloc[4]["dAP"] == 2.0 and pd.isna(frame.iloc[4]["paper AP"])
-    assert "| twice | twice |" in " ".join(tables.to_markdown("6", "smoke", frame).split())
+    assert shown("6", [0])[0][-1][:3] == ["both, twice", "here", "12.0"]
 
 
 def test_the_linear_scaling_rule_says_so():
-    text = tables.to_markdown("3", "paper-batch8", tables.table("3", "paper-batch8", [0]))
+    text = tables.setting("paper-batch8")
     assert "8 images a batch, 180000 iterations, learning rate 0.01" in text
     assert "lowered after 120000 and 160000 (by the linear scaling rule)" in text
 

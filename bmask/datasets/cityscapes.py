@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_tools
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..files import whole_folder

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..files import whole_folder, write_file

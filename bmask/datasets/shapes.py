@@ -15,7 +15,7 @@ import numpy as np
 from detectron2.data import MapDataset
 from pycocotools import mask as rle_tools
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..files import whole_folder, write_bytes
 
