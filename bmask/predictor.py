@@ -141,7 +141,8 @@ class Predictor:
     def _found(self, images: Sequence[np.ndarray], min_score: float) -> List[Tuple[Instances, Tuple[int, int]]]:
         """For each image its instances at the scale of the model's input, and the image's height and width."""
         batch = [self.inputs(image) for image in images]
-        with torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED):
+        with torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what detectron2 calls in torch: nothing that a reader can mend
             outputs = self.model.inference(batch, do_postprocess=False)
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs  # of a panoptic model, which has more to say
         found = [instances[instances.scores >= min_score] for instances in outputs]
@@ -209,6 +210,8 @@ def image_paths(names: Union[str, Path, Sequence[Union[str, Path]]]) -> List[Pat
     Raises:
         InputError: one of them stands for nothing.
     """
+    if not names:
+        raise InputError("there are no images; name files, folders or patterns")
     found = []
     for name in [names] if isinstance(names, (str, Path)) else names:
         path = Path(name)
