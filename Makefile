@@ -26,9 +26,12 @@ BIN = $(VENV)/bin
 READY = $(VENV)/bmask-$(DETECTRON2).ready
 # JupyterLab saves what it shows: copies keep the repository as it is.
 LAB = "$(or $(BMASK_OUTPUT),.)/results/local/notebooks"
-FLAGS = --profile $(PROFILE) --device $(DEVICE) $(if $(DATA),--data "$(DATA)")
-RUN_FLAGS = $(FLAGS) --seeds $(SEEDS) --num-gpus $(NUM_GPUS) --accumulate $(ACCUMULATE) --jobs $(JOBS) $(if $(REUSE),--reuse) \
-  --launcher $(LAUNCHER) $(if $(SLURM),--slurm $(SLURM))
+# Whatever a variable holds reaches the command as one argument.
+quoted = '$(subst ','\'',$(1))'
+FLAGS = --profile=$(call quoted,$(PROFILE)) --device=$(call quoted,$(DEVICE)) $(if $(DATA),--data=$(call quoted,$(DATA)))
+RUN_FLAGS = $(FLAGS) --seeds=$(call quoted,$(SEEDS)) --num-gpus=$(call quoted,$(NUM_GPUS)) \
+  --accumulate=$(call quoted,$(ACCUMULATE)) --jobs=$(call quoted,$(JOBS)) $(if $(REUSE),--reuse) \
+  --launcher=$(call quoted,$(LAUNCHER)) $(if $(SLURM),--slurm $(SLURM))
 
 .PHONY: help setup test lab report verify-results clean submission-coco submission-cityscapes
 .DEFAULT_GOAL := help
@@ -125,7 +128,7 @@ $(REPRODUCE): reproduce-%: setup
 	@$(BIN)/python -m bmask reproduce $(patsubst table-%,%,$*) $(RUN_FLAGS)
 
 submission-coco: setup  ## detections of VARIANT on COCO test-dev2017, for the evaluation server
-	@$(BIN)/python -m bmask submission coco --variant $(VARIANT) --seed $(SEED) $(FLAGS)
+	@$(BIN)/python -m bmask submission coco --variant=$(call quoted,$(VARIANT)) --seed=$(call quoted,$(SEED)) $(FLAGS)
 
 submission-cityscapes: setup  ## the same on the test images of Cityscapes
-	@$(BIN)/python -m bmask submission cityscapes --variant $(VARIANT) --seed $(SEED) $(FLAGS)
+	@$(BIN)/python -m bmask submission cityscapes --variant=$(call quoted,$(VARIANT)) --seed=$(call quoted,$(SEED)) $(FLAGS)

@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from .errors import InputError, Stopped
+from .errors import InputError, Stopped, shown
 
 
 def main(arguments=None) -> int:
@@ -90,8 +90,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--name", default="own", help="of the profile that is written, and the results (default: own)"
     )
-    train.add_argument("--batch", type=int, default=0, help="images a batch (default: 16, or 2 on the CPU)")
-    train.add_argument("--iterations", type=int, default=0, help="(default: 12 passes over the data)")
+    train.add_argument(
+        "--batch", type=int, default=0, help="images a batch (default: 0, for 16, or 2 on the CPU)"
+    )
+    train.add_argument("--iterations", type=int, default=0, help="(default: 0, for 12 passes over the data)")
     train.set_defaults(command=_train)
 
     predict = commands.add_parser("predict", help="find instances in images of your own")
@@ -103,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     predict.set_defaults(command=_predict)
 
     export = commands.add_parser("export", help="write a trained model as TorchScript")
-    export.add_argument("image", help="an image to trace it with")
+    export.add_argument("image", type=Path, help="an image to trace it with")
     export.set_defaults(command=_export)
 
     for command in (predict, export):
@@ -288,6 +290,7 @@ def _train(options) -> int:
     from .datasets.survey import survey, to_text
 
     options.data = None
+    config.check_name(options.name)
     seeds, device = config.parse_seeds(options.seeds), runs.check_device(_options(options))
     splits = []
     for images, json in (options.train, options.val):
@@ -304,22 +307,37 @@ def _train(options) -> int:
 
 
 def _predict(options) -> int:
-    from .predictor import Predictor, image_paths, predict
+    from .predictor import Predictor, image_paths, keep_apart, predict, written_files
 
-    paths = image_paths(options.images)
+    if not 0 <= options.min_score <= 1:
+        raise InputError(f"--min-score is {options.min_score}; give a number from 0 to 1")
+    paths, out = image_paths(options.images), options.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    written = [name for path in paths for name in written_files(path, options.boundaries)]
+    keep_apart(out, written, paths, beside=False)
+    keep_apart(out, [*written, "predictions.json"], _model_files(options))
     predictor = Predictor(options.weights, options.config, options.device, options.boundaries)
-    broken = predict(predictor, paths, options.out, options.min_score, options.boundaries)
-    print(f"{options.out}: {len(paths) - len(broken)} of {len(paths)} images")
+    broken = predict(predictor, paths, out, options.min_score, options.boundaries)
+    print(f"{shown(out)}: {len(paths) - len(broken)} of {len(paths)} images")
     return 1 if broken else 0
+
+
+def _model_files(options) -> list:
+    return [options.weights, options.weights.with_name("record.json"), *filter(None, [options.config])]
 
 
 def _export(options) -> int:
     from .images import read_image
-    from .predictor import Predictor
+    from .predictor import Predictor, keep_apart
 
+    out = options.out
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; name a file in it")
+    keep_apart(out.parent, [out.name], [options.image, *_model_files(options)])
     image = read_image(options.image)
-    Predictor(options.weights, options.config, options.device).export(options.out, image)
-    print(options.out)
+    Predictor(options.weights, options.config, options.device).export(out, image)
+    print(shown(out))
 
 
 def _work(options) -> int:

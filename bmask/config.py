@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List
 
+import yaml
 from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -15,13 +16,18 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.projects.point_rend import add_pointrend_config
 
-from .errors import InputError
+from .errors import InputError, one_line
 from .heads import JointHead
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
 # Everything that is written goes under this folder: data/, profiles/, runs/ and results/.
-OUTPUT = Path(os.environ.get("BMASK_OUTPUT", REPOSITORY))
+OUTPUT = Path(os.environ.get("BMASK_OUTPUT") or REPOSITORY)
+LARGEST_SEED = 2**32 - 1  # that numpy takes
+# What YAML, yacs and detectron2 raise for a file that is no configuration.
+UNFIT = (
+    AssertionError, AttributeError, KeyError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, yaml.YAMLError,
+)  # fmt: skip
 # What changes where and how fast a run is computed, but not what is computed. Other backbones are what a variant may
 # ask for, and count where one does, by what they set; what data are counts by their fingerprint.
 NOT_IDENTITY = (
@@ -136,14 +142,12 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
         InputError: there is no such variant or profile, or a file does not fit.
     """
     cfg = _defaults()
-    cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    _merge(cfg, Path(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")))
     scaled = re.fullmatch(r"(.+)-batch([1-9]\d*)", profile)
-    for kind, name in (("profile", scaled[1] if scaled else profile), ("variant", variant)):
-        path = _find(kind, name)
-        try:
-            cfg.merge_from_file(str(path))
-        except (KeyError, ValueError, AssertionError) as error:
-            raise InputError(f"{path} does not fit the configuration: {error}") from error
+    _merge(cfg, _find("profile", scaled[1] if scaled else profile))
+    _merge(cfg, _find("variant", variant))
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"SEED is {seed}; give a whole number from 0 to {LARGEST_SEED}")
     cfg.SEED = int(seed)
     _set_backbone(cfg)
     for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
@@ -156,8 +160,37 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     check_heads(cfg, variant)
     if scaled:
         cfg = scale_batch(cfg, int(scaled[2]))
+    if min(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) < 1:
+        raise InputError(
+            f"the profile {profile} has {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images a batch; "
+            "give it 1 or more of both"
+        )
     cfg.freeze()
     return cfg
+
+
+def _merge(cfg: CN, path: Path) -> None:
+    """Merge a file, and those that it builds on. No code in them is run."""
+    try:
+        if not isinstance(yaml.safe_load(path.read_bytes()), dict):
+            raise ValueError("it holds no keys with values")
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+        flat = _flat(cfg)
+        for key, default in _flat(_defaults()).items():
+            # yacs compares types, but takes null for anything, and does not look into lists.
+            kinds, known = (set(map(_kind, _leaves(x))) for x in (flat.get(key), default))
+            if default is not None and known and not kinds <= known:
+                raise ValueError(f"{key} is {flat.get(key)!r}, and {default!r} by default, which is of another kind")
+    except UNFIT as error:
+        raise InputError(f"{path} does not fit the configuration ({one_line(error)}); correct that") from error
+
+
+def _leaves(value) -> List:
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
+
+
+def _kind(value) -> str:
+    return "number" if type(value) in (int, float) else type(value).__name__
 
 
 def _set_backbone(cfg: CN) -> None:
@@ -194,10 +227,17 @@ def predicts_boundaries(cfg: CN) -> bool:
     return name == "SobelMaskHead" or name == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
 
 
-def from_text(text: str) -> CN:
-    """The configuration that a record holds as YAML, not frozen."""
+def from_text(text: str, name: str = "a record") -> CN:
+    """The configuration that a record, called ``name``, holds as YAML, not frozen. No code in it is run.
+
+    Raises:
+        InputError: it is no such text.
+    """
     cfg = _defaults()
-    cfg.merge_from_other_cfg(CN.load_cfg(text))
+    try:
+        cfg.merge_from_other_cfg(CN.load_cfg(text))
+    except UNFIT as error:
+        raise InputError(f"the configuration in {name} cannot be read ({one_line(error)}); give another") from error
     return cfg
 
 
@@ -247,14 +287,37 @@ def _flat(node: CN, prefix: str = "") -> Dict[str, Any]:
 
 
 def parse_seeds(seeds) -> List[int]:
-    """The seeds in "0,1,2", or a single whole number, or a list of them: in order, each once."""
-    try:
-        parts = seeds.split(",") if isinstance(seeds, str) else seeds if isinstance(seeds, list) else [seeds]
-        return sorted({int(seed) for seed in parts})
-    except (TypeError, ValueError):
+    """The seeds in "0,1,2", or a single whole number, or a list of them: in order, each once.
+
+    Raises:
+        InputError: none is given, or something else than whole numbers that are seeds.
+    """
+    parts = seeds.split(",") if isinstance(seeds, str) else seeds
+    parts = [str(part).strip() for part in (parts if isinstance(parts, (list, tuple, range)) else [parts])]
+    if not parts or not all(
+        re.fullmatch(r"\d{1,10}", part, re.ASCII) and int(part) <= LARGEST_SEED for part in parts
+    ):
         raise InputError(
-            f"SEEDS is {seeds!r}: give whole numbers with commas between, such as 0,1,2"
-        ) from None
+            f"SEEDS is {seeds!r}; give whole numbers from 0 to {LARGEST_SEED} with commas between, such as 0,1,2"
+        )
+    return sorted(set(map(int, parts)))
+
+
+def check_name(name: str) -> None:
+    """Look at the name for a profile of your own, which folders will have.
+
+    Raises:
+        InputError: it cannot be one, or is one that the repository has.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
+        raise InputError(f"the name {name!r} is no name for files; choose one of letters, digits, - and _ with --name")
+    if re.search(r"-batch\d*$", name):
+        raise InputError(
+            f"the name {name!r} would be read as a number of images a batch; choose another with --name"
+        )
+    taken = {path.stem.lower() for path in (EXPERIMENTS / "profiles").glob("*.yaml")} | {"local"}
+    if name.lower() in taken:
+        raise InputError(f"there is a profile {name} already, the repository's own; choose another with --name")
 
 
 def available(kind: str) -> List[str]:
@@ -271,7 +334,7 @@ def nearest(kind: str, name: str, names: List[str]) -> InputError:
     """The error for an unknown name, with the nearest known one."""
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
     return InputError(
-        f"there is no {kind} {name!r}: did you mean {close[0]!r}? Known are {', '.join(names)}."
+        f"there is no {kind} {name!r}: did you mean {close[0]!r}; known are {', '.join(names)}"
     )
 
 

@@ -1,5 +1,6 @@
 """What ends a command in one sentence, and a notebook's cell alike."""
 
+import textwrap
 from contextlib import contextmanager
 
 
@@ -8,6 +9,12 @@ class InputError(Exception):
 
     ``python -m bmask`` prints it without a stack trace and exits with status 2.
     """
+
+    def __str__(self):
+        text = super().__str__()
+        if text.startswith("Caught "):  # in another process, which sends its stack trace along
+            text = text.strip().splitlines()[-1].removeprefix(f"{__name__}.InputError: ")
+        return shown(text)
 
     def _render_traceback_(self):
         """What IPython shows in the place of a stack trace."""
@@ -30,3 +37,15 @@ def stoppable():
         yield
     except KeyboardInterrupt:
         raise Stopped from None
+
+
+def shown(text) -> str:
+    """On one line, with what cannot be printed escaped: names of files have line breaks, and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a library's error, fit for the brackets of a sentence."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = textwrap.shorten(str(text), 200, placeholder=" ...") or type(error).__name__
+    return text.rstrip(".").replace(". ", ", ")

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from .files import fitting, read_checkpoint
 from .images import ImageMapper
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
@@ -28,7 +29,8 @@ RESAMPLES = 1000  # of the images, for intervals
 def load_model(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
     """The model of a configuration with the weights of a checkpoint, ready for inference."""
     model = build_model(cfg)
-    model.load_state_dict(torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)["model"])
+    with fitting(checkpoint):
+        model.load_state_dict(read_checkpoint(checkpoint, cfg.MODEL.DEVICE)["model"])
     return model.eval()
 
 

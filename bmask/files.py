@@ -5,32 +5,59 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Dict
+
+import torch
 
 from .errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the place has, not the program: no permission, a read-only file system, a file where a folder is meant, ...
+UNFIT = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EINVAL,
+)  # fmt: skip
+MEND = "give another, or, in the folder of a run, remove it to train the run anew"
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with a temporary name beside ``path``, then rename: no one sees half a file.
 
     Raises:
-        InputError: the disk is full.
+        InputError: it cannot be written there, or the disk is full.
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _room(path.parent):
+    with _writing(path, draft):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.touch()  # fails with a reason, where libraries have errors of their own
             write(draft)
             os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                draft.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file at once; one that holds ``content`` already is left alone, time stamp included."""
-    if not path.exists() or path.read_bytes() != content:
+    with _writing(path, path):
+        same = path.exists() and path.read_bytes() == content
+    if not same:
         write_file(path, lambda draft: draft.write_bytes(content))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there.
+
+    Raises:
+        InputError: there can be none, or nothing can be written to it.
+    """
+    with _writing(folder, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextmanager
@@ -40,31 +67,74 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Of two processes that write the same ``folder`` the second one's draft is discarded.
 
     Raises:
-        InputError: the disk is full.
+        InputError: it cannot be written there, or the disk is full.
     """
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
-    try:
-        with _room(draft):
-            yield draft
+    with _writing(folder, draft):
+        draft.mkdir(parents=True)
         try:
-            os.rename(draft, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            yield draft
+            try:
+                os.rename(draft, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Say it in a sentence when the disk is full. Libraries have errors of their own for that."""
+def _writing(path: Path, draft: Path) -> Iterator[None]:
+    """Say it in a sentence when ``path``, which ``draft`` becomes, cannot be written."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not (full or shutil.disk_usage(folder).free < 2**16):
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in FULL or _free(path) < 2**16:  # libraries have errors of their own for that
+            raise InputError(
+                f"the disk of {path.parent} is full; make room and give the same command again, which goes on where it "
+                "was"
+            ) from error
+        place = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else None
+        ours = place and (place == path or place.is_relative_to(draft) or draft.is_relative_to(place))
+        if number not in UNFIT or not ours:
             raise
         raise InputError(
-            f"the disk of {folder} is full; make room and give the same command again, which goes on where it was"
+            f"{path} cannot be written ({error.strerror}); name another place, or make this one writable"
         ) from error
+
+
+def _free(path: Path) -> float:
+    """Bytes on the disk of a file or folder that may not be there yet."""
+    for folder in path.absolute().parents:
+        with suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return float("inf")
+
+
+def read_checkpoint(path: Path, device: str) -> Dict[str, Any]:
+    """What a training has saved.
+
+    Raises:
+        InputError: the file is no checkpoint of a training, or cut off.
+    """
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
+            return saved
+    except (FileNotFoundError, PermissionError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception:  # a damaged pickle raises whatever its bytes happen to ask for
+        pass
+    raise InputError(f"{path} is no checkpoint of a training, or cut off; {MEND}")
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Say it in a sentence when what a checkpoint holds does not fit where it is loaded to."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is the checkpoint of another model; {MEND}") from error

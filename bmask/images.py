@@ -13,7 +13,12 @@ from PIL import Image, ImageOps
 
 from .errors import InputError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# How files end that Pillow itself reads: not those that it knows the name of alone, or has Ghostscript read.
+SUFFIXES = tuple(
+    suffix
+    for suffix, kind in sorted(Image.registered_extensions().items())
+    if kind in {*Image.OPEN, "MPO"} - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+)
 Image.MAX_IMAGE_PIXELS = 2**29  # Pillow warns above it, and refuses twice as many: such an image takes 3 GB
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a file
 
@@ -29,8 +34,9 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            array = np.asarray(picture if picture.mode[0] in "IF" else picture.convert("RGB"))
+            ImageOps.exif_transpose(picture, in_place=True)
+            as_it_is = picture.mode == "RGB" or picture.mode[0] in "IF"  # a large image is not copied needlessly
+            array = np.asarray(picture if as_it_is else picture.convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"there is no image {path}; correct the path") from None
     except BROKEN as error:
@@ -71,8 +77,29 @@ def to_rgb(image: np.ndarray, name: str = "the image") -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
+class Resize(T.ResizeShortestEdge):
+    """detectron2's, but that very thin images keep a pixel."""
+
+    def get_transform(self, image: np.ndarray):
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        return transform
+
+
 class ImageMapper(DatasetMapper):
     """detectron2's mapper from a record of a data set to a model's input, with :func:`read_image`."""
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        settings = super().from_config(cfg, is_train)
+        settings["augmentations"] = [
+            Resize(a.short_edge_length, a.max_size, "range" if a.is_range else "choice", a.interp)
+            if type(a) is T.ResizeShortestEdge
+            else a
+            for a in settings["augmentations"]
+        ]
+        return settings
 
     def __call__(self, record: Dict) -> Dict:
         record = copy.deepcopy(record)

@@ -1,7 +1,7 @@
 """Data of your own: a profile made for them, and a page of what came out."""
 
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import yaml
@@ -14,6 +14,28 @@ from .files import write_bytes
 
 EPOCHS = 12  # as often as the paper's schedule shows each image: 90,000 x 16 / 118,000
 SHOWN = 6  # images on the page
+
+
+def given(
+    train_images: Optional[str], train_json: Optional[str], val_images: Optional[str], val_json: Optional[str]
+) -> Optional[Tuple[Split, Split]]:
+    """The splits that four places name, to train and to test; None where none is named.
+
+    Raises:
+        InputError: some are named, and others not.
+    """
+    places = {
+        "train_images": train_images,
+        "train_json": train_json,
+        "val_images": val_images,
+        "val_json": val_json,
+    }
+    missing = [name for name, place in places.items() if not place]
+    if len(missing) == 4:
+        return None
+    if missing:
+        raise InputError(f"the data set is named in part, without {', '.join(missing)}; name all four places")
+    return Split(Path(train_json), Path(train_images)), Split(Path(val_json), Path(val_images))
 
 
 def write_profile(
@@ -36,14 +58,21 @@ def write_profile(
         What was chosen and why, in one line.
 
     Raises:
-        InputError: the splits have other classes, or there is a profile of that name with something else in it.
+        InputError: the name cannot be one, or has runs of a profile with something else in it; or the splits have other
+            classes, or no objects; or ``batch`` or ``iterations`` is negative.
     """
+    config.check_name(name)
+    for what, number in (("batch", batch), ("iterations", iterations)):
+        if number < 0:
+            raise InputError(f"--{what} is {number}; give 1 or more, or 0 for what fits the data")
     (train_split, found), (val_split, found_val) = train, val
     if list(found.classes) != list(found_val.classes):
         raise InputError(
             f"{val_split.json} has the classes {', '.join(found_val.classes)}, and {train_split.json} "
             f"{', '.join(found.classes)}; make them the same"
         )
+    if not len(found.sides):
+        raise InputError(f"{train_split.json} has no objects to learn from; annotate some")
     content, chosen = _choose(
         found, max(found.objects.max(), found_val.objects.max()), device, batch, iterations
     )
@@ -52,8 +81,13 @@ def write_profile(
     content["STUDY"] = {"DATASET": "own", "OWN": {k: str(p.resolve()) for k, p in zip(keys, places)}}
     path = config.OUTPUT / "profiles" / f"{name}.yaml"
     text = f"# {chosen}\n" + yaml.safe_dump(content, sort_keys=False)
-    if name in config.available("profile") and not (path.exists() and path.read_text() == text):
-        raise InputError(f"there is a profile {name} already, which is another; choose a name with --name")
+    trained = runs.OUTPUT / "runs" / name
+    used = [*trained.glob("*/checkpoint.pth"), *trained.glob("*/record.json")]
+    if used and path.exists() and path.read_bytes() != text.encode():
+        raise InputError(
+            f"there is a profile {name} already, which is another and has been trained with; choose another name with "
+            f"--name, or remove {trained} first"
+        )
     write_bytes(path, text.encode())
     return chosen
 
@@ -71,11 +105,19 @@ def _choose(found: Survey, most: int, device: str, batch: int, iterations: int) 
     rate = solver.BASE_LR * batch / solver.IMS_PER_BATCH
     least = 1000 if gpu else 400
     length = iterations or max(least, round(EPOCHS * number / batch))
+    detections = int(max(100, 100 * -(-1.5 * most // 100)))
+    # Proposals that are kept, and that they are chosen from, in the profile of the nuclei's proportion to detections.
+    proposals = {"POST_NMS_TOPK": 5 * detections // 2, "PRE_NMS_TOPK": 5 * detections}
     content = {
         "_BASE_": str(config.EXPERIMENTS / "profiles" / ("paper.yaml" if gpu else "nuclei.yaml")),
         "MODEL": {
             "ROI_HEADS": {"NUM_CLASSES": len(found.classes)},
             "ANCHOR_GENERATOR": {"SIZES": [[first * 2**k] for k in range(5)]},
+            "RPN": {
+                f"{kind}_{when}": max(base.MODEL.RPN[f"{kind}_{when}"], least_of_kind)
+                for kind, least_of_kind in proposals.items()
+                for when in ("TRAIN", "TEST")
+            },
         },
         "INPUT": {
             "MASK_FORMAT": "bitmask" if found.rle else "polygon",
@@ -88,12 +130,12 @@ def _choose(found: Survey, most: int, device: str, batch: int, iterations: int) 
             "IMS_PER_BATCH": batch,
             "BASE_LR": rate,
             "MAX_ITER": length,
-            "STEPS": [length * 2 // 3, length * 8 // 9],
+            "STEPS": sorted({length * 2 // 3, length * 8 // 9} - {0}),
             "WARMUP_ITERS": min(solver.WARMUP_ITERS, length // 10),
             "CHECKPOINT_PERIOD": max(min(50, length), length // 20),
         },
         "TEST": {
-            "DETECTIONS_PER_IMAGE": int(max(100, 100 * -(-1.5 * most // 100))),
+            "DETECTIONS_PER_IMAGE": detections,
             "EVAL_PERIOD": -(-length // 4),
         },
     }

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import runs
 from .errors import InputError, stoppable
-from .files import write_bytes
+from .files import make_folder, write_bytes
 
 SHOWN = 8  # runs beside the progress bar, of those at work or submitted
 # Minutes of a job. It is requeued when they are over.
@@ -164,7 +164,7 @@ class Local:
         self.options, self.processes = options, options.num_gpus
 
     def start(self, run: runs.Run) -> "_Process":
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
         o = self.options
         command = [
             sys.executable,

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from . import config, datasets, evaluate, ranks, submission
 from .config import OUTPUT, REPOSITORY
 from .errors import InputError
-from .files import write_bytes
+from .files import make_folder, write_bytes
 from .train import NonFiniteLoss, train
 
 FAILED = 3  # exit status of a run whose loss was not finite
@@ -212,7 +212,8 @@ def checked_data(runs: List[Run], options: Options, processes: int) -> datasets.
             prepared[splits] = datasets.prepare(run.cfg, folder, OUTPUT)
         data = prepared[splits]
         seen = run.folder / "data_fingerprint"
-        if seen.exists() and seen.read_text() != data.fingerprint:
+        begun = run.own_record.exists() or (run.folder / "checkpoint.pth").exists()
+        if begun and seen.exists() and seen.read_text() != data.fingerprint:
             raise InputError(
                 f"{run.name} was trained on other data (fingerprint {seen.read_text()}, not {data.fingerprint}): "
                 f"use the same DATA, or move {run.folder} away"
@@ -292,7 +293,7 @@ def _together(
 @contextmanager
 def _held(run: Run):
     """Hold the lock of a run's folder, and of the one that it has its weights from; say who has it and wait."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
     lock = FileLock(run.folder / "lock")
     try:
         lock.acquire(timeout=0)

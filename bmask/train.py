@@ -26,7 +26,7 @@ from detectron2.utils.events import EventStorage
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import InputError
-from .files import write_file
+from .files import fitting, read_checkpoint, write_file
 from .images import ImageMapper
 
 
@@ -63,7 +63,7 @@ def train(
 
     Raises:
         NonFiniteLoss: naming the first iteration with such a loss. The last checkpoint is from before it.
-        InputError: the batch does not fit the memory of the GPU.
+        InputError: the batch does not fit the memory of the GPU, or the checkpoint is damaged or of another model.
     """
     seed_all_rng(cfg.SEED)
     model = build_model(cfg)
@@ -80,10 +80,11 @@ def train(
     checkpoint = folder / "checkpoint.pth"
     start, history, validation, seconds = 0, [], [], []
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True)
-        for name in needed(saved["iteration"]):
-            parts[name].load_state_dict(saved[name])
-        start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
+        saved = read_checkpoint(checkpoint, cfg.MODEL.DEVICE)
+        with fitting(checkpoint):
+            for name in needed(saved["iteration"]):
+                parts[name].load_state_dict(saved[name])
+            start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
         validation = saved.get("validation", [])
     elif cfg.MODEL.WEIGHTS:
         DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)

@@ -358,5 +358,8 @@ def test_devices_that_are_not_there_are_one_sentence(output, monkeypatch, option
 def test_rows_of_one_table_must_have_seen_the_same_data(output):
     RUN.folder.mkdir(parents=True)
     (RUN.folder / "data_fingerprint").write_text("0123456789abcdef")
+    both = [runs.Run("mask_rcnn", "smoke", 0), RUN]
+    runs.checked_data(both, runs.Options(device="cpu"), 1)  # of a first try that came to nothing
+    (RUN.folder / "checkpoint.pth").touch()
     with pytest.raises(InputError, match="trained on other data .fingerprint 0123456789abcdef"):
-        pool.ensure([runs.Run("mask_rcnn", "smoke", 0), RUN], runs.Options(device="cpu"))
+        pool.ensure(both, runs.Options(device="cpu"))
