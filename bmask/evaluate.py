@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from .datasets import check
 from .images import ImageMapper
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
@@ -136,7 +137,7 @@ def average_precision(
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
 
     Args:
-        truth: a COCO instance file.
+        truth: a COCO instance file, as :func:`bmask.datasets.check.truth` reads it.
         detections: in COCO's results format, with the ids of ``truth``. Masks and boundaries are ranked by
             ``mask_score`` where there is one.
         max_dets: detections that count, an image and class.
@@ -150,7 +151,10 @@ def average_precision(
         For ``bbox`` and ``segm`` also ``bootstrap``: AP, AP50 and AP75 on the resamples, the same for all models on the
         same images, so that differences between models are paired.
     """
-    ground_truth = COCO(truth)
+    content = check.truth(truth)
+    for number, annotation in enumerate(content["annotations"], 1):
+        annotation["id"] = number  # to COCO's evaluation an object that has been met by number 0 has not been met
+    ground_truth = COCO(content)
     return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples, report) for kind in kinds}
 
 
@@ -210,7 +214,7 @@ def to_markdown(metrics: Dict[str, Dict]) -> str:
 
 def annotation_iou(truth: Path, annotated: Path) -> float:
     """The mean IoU of the masks of two COCO instance files with the same objects: how good an annotation is."""
-    pair = COCO(truth), COCO(annotated)
+    pair = COCO(check.truth(truth)), COCO(check.truth(annotated))
     ious = []
     for number in pair[0].anns:
         exact, coarse = (side.annToMask(side.anns[number]).astype(bool) for side in pair)

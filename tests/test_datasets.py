@@ -402,7 +402,7 @@ def test_a_file_of_nothing_but_zero_areas_is_one_sentence(coco, tmp_path):
 
 
 def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
-    from bmask.datasets.check import _area
+    from bmask.datasets.check import _rle_mask
 
     rng = np.random.default_rng(0)
     encoded = [a["segmentation"] for a in load(made, "instances_val_fine.json")["annotations"]]
@@ -410,7 +410,7 @@ def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
         mask = np.asfortranarray(rng.random((300, 200)) < share, dtype=np.uint8)
         encoded.append({**(found := rle_tools.encode(mask)), "counts": found["counts"].decode()})
     for found in encoded:
-        assert _area(found, *found["size"]) == rle_tools.area(found)
+        assert _rle_mask(found, *found["size"]).area == rle_tools.area(found)
 
 
 def test_the_fingerprint_follows_the_bytes_and_their_order(tmp_path):
