@@ -152,8 +152,13 @@ def average_precision(
         same images, so that differences between models are paired.
     """
     content = check.truth(truth)
+    # To COCO's evaluation an object that is number 0 is never found, and images below 0 are none.
+    numbers = {number: k for k, number in enumerate(sorted(image["id"] for image in content["images"]), 1)}
+    for image in content["images"]:
+        image["id"] = numbers[image["id"]]
     for number, annotation in enumerate(content["annotations"], 1):
-        annotation["id"] = number  # to COCO's evaluation an object that has been met by number 0 has not been met
+        annotation.update(id=number, image_id=numbers[annotation["image_id"]])
+    detections = [{**d, "image_id": numbers[d["image_id"]]} for d in detections]
     ground_truth = COCO(content)
     return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples, report) for kind in kinds}
 
