@@ -14,7 +14,9 @@ _NAME = f"{InputError.__module__}.{InputError.__name__}: "
 def main(arguments=None) -> int:
     """Run one command. Returns the exit status: 0, 1 for a failed run, 2 for wrong input, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name, or a class's, may be beyond what can be printed here
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a file's name, or a class's, may be beyond what can be printed here
             stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:

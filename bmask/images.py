@@ -45,7 +45,9 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"there is no image {path}; correct the path") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{path} has more than the {LIMIT:,} pixels that are read; cut it into parts") from None
+        raise InputError(
+            f"{path} has more than the {LIMIT:,} pixels that are read; cut it into parts"
+        ) from None
     except Exception as error:  # Pillow's plugins raise what their parsers happen to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is no image that can be read ({reason}); replace or remove it") from None
@@ -63,7 +65,9 @@ def _with_16_bits(path: Union[str, Path], picture: Image.Image) -> np.ndarray:
     array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3 or array.shape[:2] != (picture.height, picture.width):
         raise ValueError("16 bits a colour in a form that is not known")
-    pixels = Image.fromarray(np.arange(picture.height * picture.width, dtype=np.int32).reshape(array.shape[:2]))
+    pixels = Image.fromarray(
+        np.arange(picture.height * picture.width, dtype=np.int32).reshape(array.shape[:2])
+    )
     pixels.getexif().update(picture.getexif())
     return array[:, :, 2::-1].reshape(-1, 3)[np.asarray(ImageOps.exif_transpose(pixels))]
 

@@ -70,7 +70,7 @@ def check_coco(
         findings += look_at_images(content["images"], image_root)
     errors = [f.text for f in findings if f.error]
     if errors:
-        more = f" (and {len(errors) - 1} other kinds of error, which check-data lists)" if errors[1:] else ""
+        more = f" (and {len(errors) - 1} more, which check-data lists)" if errors[1:] else ""
         raise InputError(f"{json_file}: {errors[0]}{more}")
     if empty := [a["id"] for a, mask in zip(content["annotations"], masks) if not mask.area]:
         some = _some(empty)
@@ -210,7 +210,9 @@ def examine(
     kept = [(a, m, sound[a["image_id"]]) for a, m in zip(content["annotations"], masks) if m and m.area]
     objects = [x for x in kept if not x[0]["iscrowd"]]
     if kept and not objects:
-        what = "are crowds (iscrowd 1), which are neither learnt nor counted; write iscrowd 0 for single objects"
+        what = (
+            "are crowds (iscrowd 1), which are neither learnt nor counted; write iscrowd 0 for single objects"
+        )
         found.add(True, what, f"all {len(kept)} annotations")
     _compare_boxes(found, objects)
     for ids, what in (
@@ -267,8 +269,8 @@ def check_files(json_file: Path, image_root: Path, images: list[dict]) -> None:
 
 def shown(value: Any) -> str:
     """A value of a file as it stands in a sentence: short, on one line, and printable everywhere."""
-    if isinstance(value, str) and value and value.isprintable():
-        return value if len(value) <= 100 else f"{value[:97]}..."
+    if isinstance(value, str) and value.isprintable() and 0 < len(value) <= 100:
+        return value
     return _SHORT.repr(value)
 
 
@@ -310,7 +312,9 @@ class _Findings:
             what = "needs a text and two positive whole numbers there; correct its entry"
         elif sides[0] * sides[1] > LIMIT:
             entry = f"{_place(image)} with {sides[0]} x {sides[1]} pixels"
-            what = f"is larger than the {LIMIT:,} pixels that are read; correct its entry, or cut it into parts"
+            what = (
+                f"is larger than the {LIMIT:,} pixels that are read; correct its entry, or cut it into parts"
+            )
         else:
             return True
         self.add(True, what, entry, image["id"])
@@ -337,10 +341,14 @@ def _parse(json_file: Path) -> Any:
     gc.disable()  # millions of new lists and no garbage: collecting takes most of the time for COCO train2017
     try:
         if json_file.exists() and not json_file.is_file():
-            raise InputError(f"the annotation file {json_file} cannot be read: it is no file; give a JSON file")
+            raise InputError(
+                f"the annotation file {json_file} cannot be read: it is no file; give a JSON file"
+            )
         raw = json_file.read_bytes()
         encoding = json.detect_encoding(raw)
-        return json.loads(raw.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict"))
+        return json.loads(
+            raw.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+        )
     except FileNotFoundError:
         raise InputError(f"the annotation file {json_file} does not exist; check its path") from None
     except OSError as error:
@@ -545,7 +553,9 @@ def _compare_boxes(found: _Findings, objects: List[Tuple[Dict, Mask, Dict]]) -> 
     def fits(start, end):
         return np.abs(np.concatenate([start, end], axis=1) - extents).max(1) <= allowed
 
-    within = np.concatenate([np.maximum(corner, extents[:, :2]), np.minimum(corner + size, extents[:, 2:])], axis=1)
+    within = np.concatenate(
+        [np.maximum(corner, extents[:, :2]), np.minimum(corner + size, extents[:, 2:])], axis=1
+    )
     common = (within[:, 2:] - within[:, :2]).clip(0).prod(1)
     union = size.clip(0).prod(1) + (extents[:, 2:] - extents[:, :2]).prod(1) - common
     off = ~fits(corner, corner + size)
@@ -579,7 +589,9 @@ def _compare_boxes(found: _Findings, objects: List[Tuple[Dict, Mask, Dict]]) -> 
     outside = (extents < -1).any(1) | (extents[:, 2:] > sides + 1).any(1)
     if outside.any():
         ids = [objects[k][0]["id"] for k in np.flatnonzero(outside)]
-        found.add(False, f"have a mask that reaches outside of the image ({_some(ids)})", f"{len(ids)} annotations")
+        found.add(
+            False, f"have a mask that reaches outside of the image ({_some(ids)})", f"{len(ids)} annotations"
+        )
 
 
 _SHORT = reprlib.Repr()
