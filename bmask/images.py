@@ -29,7 +29,8 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
         (H, W, 3), uint8, RGB.
 
     Raises:
-        InputError: the file is no image, or cut off, or larger than ``LIMIT``, or has values that :func:`to_rgb` refuses.
+        InputError: the file is no image, or cut off, or larger than ``LIMIT``, or has values that :func:`to_rgb`
+            refuses.
     """
     try:
         with Image.open(path) as picture:
@@ -96,8 +97,8 @@ def to_rgb(image: np.ndarray, name: str = "the image") -> np.ndarray:
     image = image[:, :, :3]
     if image.dtype.kind not in "iu":
         raise InputError(
-            f"{name} has values of type {image.dtype}, whose range is not known; save it with whole numbers, such as 0 to "
-            "255"
+            f"{name} has values of type {image.dtype}, whose range is not known; save it with whole numbers, such as 0 "
+            "to 255"
         )
     if image.dtype != np.uint8:
         low, high = int(image.min()), int(image.max())

@@ -16,8 +16,8 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from bmask import evaluate
-from bmask.config import resolve
 from bmask.__main__ import main
+from bmask.config import resolve
 from bmask.datasets import Split, given, nuclei, prepare, shapes
 from bmask.datasets.check import check_coco, examine, fingerprint, look_at_images, read, truth
 from bmask.datasets.survey import survey

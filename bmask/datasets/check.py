@@ -94,10 +94,10 @@ def fingerprint(*json_files: Path) -> str:
 def read(json_file: Path, lists: Iterable[str] = tuple(REQUIRED)) -> dict:
     """The content of a COCO instance file, the one reading for training, evaluation and the check.
 
-    UTF-8, UTF-16 and UTF-32 are read, with a byte order mark or without, and bytes of a file name that are none of these
-    as the file system has them. Ids, sides and ``iscrowd`` that are whole numbers in another form (``1.0``, ``"0001"``)
-    become integers. ``iscrowd`` is 0 where it is missing or null, and 1 where ``ignore`` is set: both are neither learnt
-    nor counted as wrong. What has no such reading stays as it is.
+    UTF-8, UTF-16 and UTF-32 are read, with a byte order mark or without, and bytes of a file name that are none of
+    these as the file system has them. Ids, sides and ``iscrowd`` that are whole numbers in another form (``1.0``,
+    ``"0001"``) become integers. ``iscrowd`` is 0 where it is missing or null, and 1 where ``ignore`` is set: both are
+    neither learnt nor counted as wrong. What has no such reading stays as it is.
 
     Args:
         lists: of ``images``, ``annotations`` and ``categories``, those that have to be there; others may be missing.
@@ -203,7 +203,7 @@ def examine(
             without_area.append(annotation["id"])
         key = (number, annotation["category_id"], mask.area, *mask.extent)
         if key in seen:
-            what = "covers the same pixels as another of its image and category; remove one of them"
+            what = "has the class, extent and area of another one in its image; remove one if they are the same"
             found.add(False, what, f"annotation {annotation['id']} of {_place(image)}", annotation["id"])
         seen.add(key)
 
@@ -431,7 +431,8 @@ def _mask(annotation: Dict, image: Optional[Dict], categories: Dict[int, Dict]) 
     category = annotation["category_id"]
     if type(category) is not int or category not in categories:
         raise Flaw(
-            f"names category {shown(category)}, which the file does not list; add the category or correct the annotation"
+            f"names category {shown(category)}, which the file does not list; add the category or correct the "
+            "annotation"
         )
     bbox = annotation["bbox"]
     numbers = isinstance(bbox, list) and len(bbox) == 4 and NUMBERS.issuperset(map(type, bbox))
@@ -489,8 +490,8 @@ def _polygon_mask(segmentation: Any, height: int, width: int) -> Mask:
 def _rle_mask(rle: Dict, height: int, width: int) -> Mask:
     if rle.get("size") != [height, width]:
         raise Flaw(
-            f"has an RLE of size {shown(rle.get('size'))} where the image is [{height}, {width}]; encode the mask at the "
-            "image's own size"
+            f"has an RLE of size {shown(rle.get('size'))} where the image is [{height}, {width}]; encode the mask at"
+            " the image's own size"
         )
     counts = rle.get("counts")
     if isinstance(counts, str):
@@ -558,9 +559,10 @@ def _compare_boxes(found: _Findings, objects: List[Tuple[Dict, Mask, Dict]]) -> 
     )
     common = (within[:, 2:] - within[:, :2]).clip(0).prod(1)
     union = size.clip(0).prod(1) + (extents[:, 2:] - extents[:, :2]).prod(1) - common
-    off = ~fits(corner, corner + size)
+    flat = (size <= 0).any(1)
+    off = flat | ~fits(corner, corner + size)
     kinds = {
-        "without width or height": (size <= 0).any(1),
+        "without width or height": flat,
         "that is the whole image": (np.abs(corner) <= 1).all(1) & (np.abs(size - sides) <= 1).all(1),
         "in shares of the image's sides": (boxes >= 0).all(1) & (boxes <= 1).all(1),
         "of the corners [x1, y1, x2, y2]": fits(corner, size),
