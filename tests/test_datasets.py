@@ -688,6 +688,18 @@ def test_boxes_a_pixel_or_two_beside_their_masks_are_sound(coco, tmp_path):
     assert found == []
 
 
+def test_a_box_without_width_is_a_warning_however_narrow_its_object_is(coco, tmp_path):
+    coco["annotations"][0] |= {"bbox": [5, 2, 0, 6], "segmentation": [[5, 2, 6, 2, 6, 8, 5, 8]]}
+    found = survey(write(tmp_path, coco), tmp_path / "images")
+    assert not found.errors and any("annotation 7" in w and "without width" in w for w in found.warnings)
+
+
+def test_an_object_that_is_there_twice_is_a_warning(coco, tmp_path):
+    coco["annotations"].append({**coco["annotations"][0], "id": 10})
+    found = survey(write(tmp_path, coco), tmp_path / "images")
+    assert not found.errors and any("annotation 10" in w and "another one" in w for w in found.warnings)
+
+
 def test_polygons_in_shares_of_the_image_are_refused(coco, tmp_path):
     for annotation in boxed(coco, BOXES["in shares"], 5)["annotations"]:
         annotation["segmentation"] = [[value / 20 for value in annotation["segmentation"][0]]]

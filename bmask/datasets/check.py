@@ -203,7 +203,9 @@ def examine(
             without_area.append(annotation["id"])
         key = (number, annotation["category_id"], mask.area, *mask.extent)
         if key in seen:
-            what = "has the class, extent and area of another one in its image; remove one if they are the same"
+            what = (
+                "has the class, extent and area of another one in its image; remove one if they are the same"
+            )
             found.add(False, what, f"annotation {annotation['id']} of {_place(image)}", annotation["id"])
         seen.add(key)
 
