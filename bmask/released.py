@@ -305,7 +305,8 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: datasets.Split) -> Dict
     Raises:
         InputError: the data are not sound, or have another number of classes than the model.
     """
-    classes = len(check_coco(split.json, split.images, drop_zero_area=True)["categories"])
+    content = check_coco(split.json, split.images, drop_zero_area=True, open_images=True)
+    classes = len(content["categories"])
     if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise InputError(
             f"the model knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {split.json} has {classes}; give the kind "
