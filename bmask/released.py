@@ -19,7 +19,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.projects.point_rend import add_pointrend_config
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import datasets, evaluate, runs
 from .config import add_bmask_config, add_study_config, check_heads

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 from pycocotools import mask as rle_tools
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..images import LIMIT, read_image, stored_size
