@@ -324,7 +324,7 @@ def _predict(options) -> int:
     paths, out = image_paths(options.images), options.out
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    written = [name for path in paths for name in written_files(path, options.boundaries)]
+    written = [name for names in written_files(paths, options.boundaries).values() for name in names]
     keep_apart(out, written, paths, beside=False)
     keep_apart(out, [*written, "predictions.json"], _model_files(options))
     predictor = Predictor(options.weights, options.config, options.device, options.boundaries)

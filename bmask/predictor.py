@@ -2,7 +2,7 @@
 
 import functools
 import glob
-import hashlib
+import itertools
 import json
 import os
 import sys
@@ -14,7 +14,6 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from detectron2.export import TracingAdapter
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import build_model
@@ -32,7 +31,6 @@ from .files import fitting, make_folder, read_checkpoint, write_bytes, write_fil
 from .images import SUFFIXES, Resize, read_image, to_rgb
 
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # knows more scripts than OpenCV's
-STEM = 48  # characters of an image's name in the names of what is written: of 255 bytes, some have four
 
 
 class Predictor:
@@ -94,7 +92,7 @@ class Predictor:
         """One image, as :meth:`__call__` takes it, as detectron2's models take it."""
         if not isinstance(image, np.ndarray):
             raise InputError(
-                f"the image is {type(image).__name__}, no array; give one, (H, W, 3), such as bmask.images.read_image gives"
+                f"the image is {type(image).__name__}, no array; give one, (H, W, 3), as bmask.images.read_image does"
             )
         image = to_rgb(image)
         height, width = image.shape[:2]
@@ -110,8 +108,8 @@ class Predictor:
         """Instances in one image or, in one batch, in several.
 
         Args:
-            images: (H, W, 3), uint8, RGB; or several of these, of any sizes. What is grey, has transparency or whole numbers
-                of more bits is taken as :func:`bmask.images.to_rgb` says.
+            images: (H, W, 3), uint8, RGB; or several of these, of any sizes. What is grey, has transparency or whole
+                numbers of more bits is taken as :func:`bmask.images.to_rgb` says.
             min_score: instances below are left out.
 
         Returns:
@@ -181,8 +179,8 @@ def _recorded(record: Path, weights: Path) -> Tuple[Any, List[str]]:
     """The configuration and the names of the classes in the record of a run."""
     if not record.exists():
         raise InputError(
-            f"there is no record.json beside {weights}, as beside those of a finished run, and so no configuration; give "
-            "one with --config"
+            f"there is no record.json beside {weights}, as beside those of a finished run, and so no configuration; "
+            "give one with --config"
         )
     try:
         content = json.loads(record.read_bytes())
@@ -235,19 +233,18 @@ def _images_at(path: Path) -> List[Path]:
     return [p for p in named if p.is_file() or p.is_symlink()]  # a broken link is said to be one
 
 
-def output_name(path: Path) -> str:
-    """What the files that are written about an image are called: its name, and digits that stand for its place.
+def written_files(paths: Sequence[Path], boundaries: bool) -> Dict[Path, List[str]]:
+    """What is written about each image: its overlay and its map of boundaries, relative to the folder of all.
 
-    It follows from the path alone, whatever else is looked at: no two images share a name, even where small and capital
-    letters are one.
+    The image's whole name, and its folders below the one that all images are in, stand before what is added: no two
+    images share a file.
     """
-    place = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
-    return f"{path.stem[:STEM]}-{place[:12]}"
-
-
-def written_files(path: Path, boundaries: bool) -> List[str]:
-    """The names of the overlay of an image and of its map of boundaries."""
-    return [f"{output_name(path)}{kind}.png" for kind in ("", "_boundaries")[: 1 + boundaries]]
+    places = {path: os.path.abspath(path) for path in paths}
+    above = os.path.commonpath([os.path.dirname(place) for place in places.values()])
+    kinds = ("overlay", "boundaries")[: 1 + boundaries]
+    return {
+        path: [f"{os.path.relpath(place, above)}.{kind}.png" for kind in kinds] for path, place in places.items()
+    }
 
 
 def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bool = True) -> None:
@@ -261,10 +258,12 @@ def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bo
     """
     places = {_place(path): path for path in read}
     folders = {} if beside else {_place(path.parent): path for path in read}
-    place = _place(out)
-    if place and place in folders:
-        raise InputError(f"{out} is the folder of {folders[place]}, which is read; name another with --out")
-    for path in map(out.joinpath, names):
+    written = [out / name for name in names]
+    for folder in {out, *(path.parent for path in written)}:
+        place = _place(folder)
+        if place and place in folders:
+            raise InputError(f"{folder} is the folder of {folders[place]}, which is read; name another with --out")
+    for path in written:
         place = _place(path)
         if place and place in places:
             raise InputError(f"{path} would replace {places[place]}, which is read; name another place with --out")
@@ -297,7 +296,8 @@ def predict(
     Raises:
         InputError: nothing can be written to ``out``, or it has the images in it.
     """
-    keep_apart(out, [name for path in paths for name in written_files(path, boundaries)], paths, beside=False)
+    written = written_files(paths, boundaries)
+    keep_apart(out, itertools.chain(*written.values()), paths, beside=False)
     make_folder(out)
     categories = [{"id": k, "name": name} for k, name in enumerate(predictor.classes, 1)]
     content = {"images": [], "annotations": [], "categories": categories}
@@ -306,17 +306,16 @@ def predict(
         for path in tqdm(paths, unit="image"):
             try:
                 size, annotations, pictures = _looked_at(predictor, path, min_score, boundaries)
+                for name, picture in zip(written[path], pictures):
+                    write_bytes(out / name, picture)
             except (InputError, MemoryError, RuntimeError) as error:
                 said = InputError(f"{path} is too much for this machine or model ({one_line(error)}); make it smaller")
                 broken.append(str(error if isinstance(error, InputError) else said))
                 tqdm.write(f"bmask: {broken[-1]}", file=sys.stderr)
                 continue
-            names = written_files(path, boundaries)
-            for name, picture in zip(names, pictures):
-                write_bytes(out / name, picture)
             number = len(content["images"]) + 1
             image = {"id": number, "file_name": str(path), "height": size[0], "width": size[1]}
-            content["images"].append(image | dict(zip(("overlay", "boundaries"), names)))
+            content["images"].append(image | dict(zip(("overlay", "boundaries"), written[path])))
             for annotation in annotations:
                 ids = {"id": len(content["annotations"]) + 1, "image_id": number}
                 content["annotations"].append(ids | annotation)
