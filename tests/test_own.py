@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import PATIENCE
 
-from bmask import config, runs
+from bmask import config, files, runs
 from bmask.__main__ import main
 from bmask.datasets import shapes
 from bmask.datasets.survey import survey, to_text
@@ -52,10 +52,10 @@ def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
     assert process.wait(timeout=PATIENCE) == 0
     process = bmask("table", "3", "--profile", "mine")
     out, _ = process.communicate(timeout=PATIENCE)
-    assert "profile `mine`" in out and process.returncode == 0
+    assert "Profile `mine`" in out and process.returncode == 0
 
 
-def test_the_schedule_is_scaled_to_the_data_and_the_batch(mine, monkeypatch, tmp_path):
+def test_the_schedule_is_scaled_to_the_data_and_the_batch(mine, monkeypatch, tmp_path, output):
     from bmask import own
     from bmask.datasets import Split
 
@@ -70,8 +70,11 @@ def test_the_schedule_is_scaled_to_the_data_and_the_batch(mine, monkeypatch, tmp
     assert cfg.INPUT.MIN_SIZE_TEST == 800 and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
     assert cfg.MODEL.WEIGHTS.endswith("R-50.pkl") and cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [32]
     assert "45000 iterations (12 passes over 30000 images" in chosen
+    own.write_profile("big", *pair, device="cuda")  # nothing has been trained with it: it is written anew
+    assert config.resolve("bmask_rcnn", "big").SOLVER.IMS_PER_BATCH == 16
+    files.write_bytes(runs.Run("bmask_rcnn", "big", 0).folder / "checkpoint.pth", b"")
     with pytest.raises(own.InputError, match="there is a profile big already"):
-        own.write_profile("big", *pair, device="cuda")
+        own.write_profile("big", *pair, device="cuda", batch=8)
     with pytest.raises(own.InputError, match="there is a profile cpu already"):
         own.write_profile("cpu", *pair, device="cuda")
     other = pair[1][1]._replace(classes={"cat": 3})
