@@ -20,6 +20,9 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:
         print(f"bmask: {Stopped()}", file=sys.stderr)
         return 130
+    except PermissionError as error:
+        print(f"bmask: {shown(error.filename)} is not for this user to read; change its permissions", file=sys.stderr)
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -290,7 +293,7 @@ def _train(options) -> int:
     from .datasets.survey import survey, to_text
 
     options.data = None
-    config.check_name(options.name)
+    own.check_wishes(options.name, options.batch, options.iterations)
     seeds, device = config.parse_seeds(options.seeds), runs.check_device(_options(options))
     splits = []
     for images, json in (options.train, options.val):

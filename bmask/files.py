@@ -17,7 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the place has, not the program: no permission, a read-only file system, a file where a folder is meant, ...
 UNFIT = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EINVAL,
+    errno.EINVAL, errno.ENOENT,
 )  # fmt: skip
 MEND = "give another, or, in the folder of a run, remove it to train the run anew"
 
@@ -90,18 +90,18 @@ def _writing(path: Path, draft: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        place = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else None
+        ours = place and (place == path or place.is_relative_to(draft) or draft.is_relative_to(place))
+        if number in UNFIT and ours:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}); name another place, or make this one writable"
+            ) from error
         if number in FULL or _free(path) < 2**16:  # libraries have errors of their own for that
             raise InputError(
                 f"the disk of {path.parent} is full; make room and give the same command again, which goes on where it "
                 "was"
             ) from error
-        place = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else None
-        ours = place and (place == path or place.is_relative_to(draft) or draft.is_relative_to(place))
-        if number not in UNFIT or not ours:
-            raise
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); name another place, or make this one writable"
-        ) from error
+        raise
 
 
 def _free(path: Path) -> float:
@@ -122,8 +122,10 @@ def read_checkpoint(path: Path, device: str) -> Dict[str, Any]:
         saved = torch.load(path, map_location=device, weights_only=True)
         if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
             return saved
-    except (FileNotFoundError, PermissionError, torch.cuda.OutOfMemoryError):
+    except torch.cuda.OutOfMemoryError:
         raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions") from None
     except Exception:  # a damaged pickle raises whatever its bytes happen to ask for
         pass
     raise InputError(f"{path} is no checkpoint of a training, or cut off; {MEND}")

@@ -38,6 +38,14 @@ def given(
     return Split(Path(train_json), Path(train_images)), Split(Path(val_json), Path(val_images))
 
 
+def check_wishes(name: str, batch: int = 0, iterations: int = 0) -> None:
+    """Look at what :func:`write_profile` is asked for, before the data are. Raises InputError where it cannot be done."""
+    config.check_name(name)
+    for what, number in (("batch", batch), ("iterations", iterations)):
+        if number < 0:
+            raise InputError(f"--{what} is {number}; give 1 or more, or 0 for what fits the data")
+
+
 def write_profile(
     name: str,
     train: Tuple[Split, Survey],
@@ -61,10 +69,7 @@ def write_profile(
         InputError: the name cannot be one, or has runs of a profile with something else in it; or the splits have other
             classes, or no objects; or ``batch`` or ``iterations`` is negative.
     """
-    config.check_name(name)
-    for what, number in (("batch", batch), ("iterations", iterations)):
-        if number < 0:
-            raise InputError(f"--{what} is {number}; give 1 or more, or 0 for what fits the data")
+    check_wishes(name, batch, iterations)
     (train_split, found), (val_split, found_val) = train, val
     if list(found.classes) != list(found_val.classes):
         raise InputError(
@@ -106,18 +111,16 @@ def _choose(found: Survey, most: int, device: str, batch: int, iterations: int) 
     least = 1000 if gpu else 400
     length = iterations or max(least, round(EPOCHS * number / batch))
     detections = int(max(100, 100 * -(-1.5 * most // 100)))
-    # Proposals that are kept, and that they are chosen from, in the profile of the nuclei's proportion to detections.
-    proposals = {"POST_NMS_TOPK": 5 * detections // 2, "PRE_NMS_TOPK": 5 * detections}
+    # Proposals that are kept, and that they are chosen from: in the profile of the nuclei's proportion to detections.
+    wanted = {"POST_NMS_TOPK": 5 * detections // 2, "PRE_NMS_TOPK": 5 * detections}
+    keys = {f"{kind}_{when}": number for kind, number in wanted.items() for when in ("TRAIN", "TEST")}
+    more = {key: number for key, number in keys.items() if number > base.MODEL.RPN[key]}
     content = {
         "_BASE_": str(config.EXPERIMENTS / "profiles" / ("paper.yaml" if gpu else "nuclei.yaml")),
         "MODEL": {
             "ROI_HEADS": {"NUM_CLASSES": len(found.classes)},
             "ANCHOR_GENERATOR": {"SIZES": [[first * 2**k] for k in range(5)]},
-            "RPN": {
-                f"{kind}_{when}": max(base.MODEL.RPN[f"{kind}_{when}"], least_of_kind)
-                for kind, least_of_kind in proposals.items()
-                for when in ("TRAIN", "TEST")
-            },
+            **({"RPN": more} if more else {}),
         },
         "INPUT": {
             "MASK_FORMAT": "bitmask" if found.rle else "polygon",
