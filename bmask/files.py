@@ -124,7 +124,7 @@ def read_checkpoint(path: Path, device: str) -> Dict[str, Any]:
             return saved
     except torch.cuda.OutOfMemoryError:
         raise
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions") from None
     except Exception:  # a damaged pickle raises whatever its bytes happen to ask for
         pass
