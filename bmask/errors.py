@@ -1,6 +1,5 @@
 """What ends a command in one sentence, and a notebook's cell alike."""
 
-import textwrap
 from contextlib import contextmanager
 
 
@@ -47,5 +46,6 @@ def shown(text) -> str:
 def one_line(error: BaseException) -> str:
     """The message of a library's error, fit for the brackets of a sentence."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = textwrap.shorten(str(text), 200, placeholder=" ...") or type(error).__name__
+    text = " ".join(str(text).split()) or type(error).__name__
+    text = text if len(text) < 250 else f"{text[:120]} ... {text[-120:]}"
     return text.rstrip(".").replace(". ", ", ")

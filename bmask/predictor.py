@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import hashlib
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from .errors import InputError, one_line
 from .files import fitting, make_folder, read_checkpoint, write_bytes, write_file
 from .images import SUFFIXES, Resize, read_image, to_rgb
 
+LONGEST, STEM = 180, 40  # bytes of an image's name in what is written of it, and characters of a longer one
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # knows more scripts than OpenCV's
 
 
@@ -237,14 +239,18 @@ def written_files(paths: Sequence[Path], boundaries: bool) -> Dict[Path, List[st
     """What is written about each image: its overlay and its map of boundaries, relative to the folder of all.
 
     The image's whole name, and its folders below the one that all images are in, stand before what is added: no two
-    images share a file.
+    images share a file. Of a name that leaves no room for that there is the beginning, and digits that stand for it.
     """
-    places = {path: os.path.abspath(path) for path in paths}
-    above = os.path.commonpath([os.path.dirname(place) for place in places.values()])
-    kinds = ("overlay", "boundaries")[: 1 + boundaries]
-    return {
-        path: [f"{os.path.relpath(place, above)}.{kind}.png" for kind in kinds] for path, place in places.items()
-    }
+    places = {path: Path(os.path.abspath(path)) for path in paths}
+    above = os.path.commonpath([place.parent for place in places.values()])
+    written = {}
+    for path, place in places.items():
+        name = os.fsencode(place.name)
+        if len(name) > LONGEST:
+            place = place.with_name(f"{place.name[:STEM]}-{hashlib.sha256(name).hexdigest()[:12]}")
+        kinds = ("overlay", "boundaries")[: 1 + boundaries]
+        written[path] = [f"{os.path.relpath(place, above)}.{kind}.png" for kind in kinds]
+    return written
 
 
 def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bool = True) -> None:

@@ -1,13 +1,14 @@
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, complaint
 
-from bmask import config, files, runs
+from bmask import config, own, runs
 from bmask.__main__ import main
-from bmask.datasets import shapes
+from bmask.datasets import Split, shapes
 from bmask.datasets.survey import survey, to_text
 
 
@@ -55,12 +56,14 @@ def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
     assert "Profile `mine`" in out and process.returncode == 0
 
 
-def test_the_schedule_is_scaled_to_the_data_and_the_batch(mine, monkeypatch, tmp_path, output):
-    from bmask import own
-    from bmask.datasets import Split
+@pytest.fixture
+def pair(mine, monkeypatch, output):
+    """Both splits with what was found in them, and an empty place for profiles and runs."""
+    monkeypatch.setattr(config, "OUTPUT", output)
+    return [(Split(j, i), survey(j, i)) for i, j in places(mine)]
 
-    monkeypatch.setattr(config, "OUTPUT", tmp_path)
-    pair = [(Split(j, i), survey(j, i)) for i, j in places(mine)]
+
+def test_the_schedule_is_scaled_to_the_data_and_the_batch(pair):
     grown = pair[0][1]._replace(image_sizes=np.full((30_000, 2), 960), sides=np.full(9, 300.0))
     pair[0] = (pair[0][0], grown)
     chosen = own.write_profile("big", *pair, device="cuda", batch=8)
@@ -70,16 +73,72 @@ def test_the_schedule_is_scaled_to_the_data_and_the_batch(mine, monkeypatch, tmp
     assert cfg.INPUT.MIN_SIZE_TEST == 800 and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
     assert cfg.MODEL.WEIGHTS.endswith("R-50.pkl") and cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [32]
     assert "45000 iterations (12 passes over 30000 images" in chosen
-    own.write_profile("big", *pair, device="cuda")  # nothing has been trained with it: it is written anew
-    assert config.resolve("bmask_rcnn", "big").SOLVER.IMS_PER_BATCH == 16
-    files.write_bytes(runs.Run("bmask_rcnn", "big", 0).folder / "checkpoint.pth", b"")
-    with pytest.raises(own.InputError, match="there is a profile big already"):
-        own.write_profile("big", *pair, device="cuda", batch=8)
-    with pytest.raises(own.InputError, match="there is a profile cpu already"):
-        own.write_profile("cpu", *pair, device="cuda")
     other = pair[1][1]._replace(classes={"cat": 3})
     with pytest.raises(own.InputError, match="has the classes cat"):
         own.write_profile("new", pair[0], (pair[1][0], other), device="cuda")
+
+
+def test_a_profile_is_written_anew_until_something_has_been_trained_with_it(pair, output):
+    def write(batch):
+        own.write_profile("mine", *pair, device="cpu", batch=batch)
+        return config.resolve("bmask_rcnn", "mine").SOLVER.IMS_PER_BATCH
+
+    assert write(2) == 2
+    run = runs.Run("bmask_rcnn", "mine", 0)
+    run.folder.mkdir(parents=True)
+    (run.folder / "log.txt").write_text("the data were wrong")
+    assert write(4) == 4  # the first try came to nothing
+    (run.folder / "checkpoint.pth").touch()
+    assert write(4) == 4
+    complaint(lambda: write(2), "there is a profile mine already", "--name", str(output / "runs/mine"))
+    assert write(4) == 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("objects", [3, 200, 1000])
+def test_no_more_detections_are_allowed_than_proposals_are_kept(pair, device, objects):
+    crowded = [(split, found._replace(objects=np.array([objects]))) for split, found in pair]
+    own.write_profile("crowded", *crowded, device=device)
+    cfg = config.resolve("bmask_rcnn", "crowded")
+    rpn, detections = cfg.MODEL.RPN, cfg.TEST.DETECTIONS_PER_IMAGE
+    assert detections >= 1.5 * objects
+    assert min(rpn.POST_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TRAIN) >= 2.5 * detections
+    # Chosen on each level of the pyramid by itself: all small objects are on one.
+    assert rpn.PRE_NMS_TOPK_TEST >= rpn.POST_NMS_TOPK_TEST
+    assert rpn.PRE_NMS_TOPK_TRAIN >= rpn.POST_NMS_TOPK_TRAIN
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_very_short_training_is_one(pair, iterations):
+    own.write_profile("short", *pair, device="cpu", iterations=iterations)
+    run = runs.Run("bmask_rcnn", "short", 0)
+    assert runs.work(run, runs.Options(device="cpu")) == 0
+    assert run.record()["losses"][-1]["iteration"] == iterations
+
+
+@pytest.mark.parametrize(
+    "more", [["--name", "../../x"], ["--name", "cpu"], ["--name", ""], ["--batch", "-1"], ["--iterations", "-5"]]
+)
+def test_what_cannot_be_trained_is_said_before_the_data_are_read(mine, monkeypatch, output, capsys, more):
+    monkeypatch.setattr(config, "OUTPUT", output)
+    monkeypatch.setattr("bmask.datasets.survey.survey", None)
+    assert main(arguments(mine, *more)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("bmask: ") and more[0] in err and err.count("\n") == 1
+    assert not list(output.iterdir())
+
+
+def test_data_without_an_object_are_refused(pair):
+    (split, found), val = pair
+    nothing = found._replace(sides=np.zeros(0), objects=np.zeros(6, int))
+    complaint(lambda: own.write_profile("empty", (split, nothing), val, "cpu"), "no objects", str(split.json))
+
+
+def test_half_a_data_set_is_refused():
+    assert own.given(None, None, None, "") is None
+    assert own.given("i", "j", "k", "l") == (Split(Path("j"), Path("i")), Split(Path("l"), Path("k")))
+    complaint(lambda: own.given("i", "j", None, "l"), "without val_images")
+    complaint(lambda: own.given(None, "j", "", None), "without train_images, val_images, val_json")
 
 
 @pytest.fixture
@@ -121,24 +180,25 @@ def test_the_data_check_finds_one_of_each_defect(defects):
     found = survey(defects / "bad.json", defects)
     errors, warnings = "\n".join(found.errors), "\n".join(found.warnings)
     for words in (
-        "image id 3 occurs more than once",
-        "image 5 (f.png) is not in",
-        "c.png is no image that can be read (",
-        "image 1 (b.png: 41 x 50 in the list, 40 x 50 as displayed) has another size",
-        "annotation id 1 occurs more than once",
-        "annotation 2 names image 99",
-        "annotation 3 of image 0 (a.png) names category 7",
-        "annotation 5 of image 0 (a.png) has a polygon of 2 points where three are needed; correct or remove",
-        "annotation 6 of image 0 (a.png) has a mask of zero area; remove it",
-        "annotation 7 of image 0 (a.png) has an RLE of size [4, 4] where the image is [40, 50]",
-        "annotation 8 of image 0 (a.png) has an RLE that does not decode to its image's number of pixels",
+        "1 images are not in",
+        "(f.png)",
+        "1 images cannot be read, or are cut off (c.png)",
+        "1 images have another size than the file says (b.png)",
+        "Duplicate image ID",
+        "Duplicate annotation ID",
+        "image IDs not present in images (2)",
+        "category IDs not present in categories (3)",
+        "has a polygon of 2 points where three are needed; correct or remove the annotation (5)",
+        "has a mask of zero area; remove it (6)",
+        "has an RLE of size [4, 4] where the image is [40, 50]",
+        "has an RLE that does not decode to its image's number of pixels; encode the mask again (8)",
     ):
         assert words in errors, words
     for words in (
-        "annotation 4 of image 3 (d.png) has a box without width or height",
-        "annotation 10 of image 4 (e.png) has a box that lies elsewhere than its mask",
-        "1 categories have no annotation (unused)",
-        "1 files are listed more than once (e.png)",
+        "degenerate bboxes",
+        "outside the image",
+        "zero annotation instances (2)",
+        "more than once (e.png)",
     ):
         assert words in warnings, words
     assert found.crowds == 1 and found.rle and found.classes == {"thing": 10, "unused": 0}

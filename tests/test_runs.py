@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, complaint
 from filelock import FileLock
 
 from bmask import config, datasets, files, pool, runs, tables, train
@@ -173,6 +173,57 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(InputError), files.whole_folder(tmp_path / "data"):
         raise OSError("cannot write 1.png")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+
+    def fill_a_folder(path):
+        with files.whole_folder(path) as draft:
+            (draft / "a").touch()
+
+    for path in ("file/x", "file/x/y", "n" * 300, "folder/" + "n" * 300):
+        for write in (
+            lambda path: files.write_bytes(path, b"1"),
+            lambda path: files.write_file(path, lambda draft: torch.save({}, draft)),
+            files.make_folder,
+            fill_a_folder,
+        ):
+            complaint(lambda: write(tmp_path / path), str(tmp_path / path), "cannot be written")
+    complaint(lambda: files.write_bytes(tmp_path / "folder", b"1"), "folder cannot be written")
+    complaint(lambda: files.make_folder(tmp_path / "file"), "file cannot be written")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_without_permission_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
+    complaint(lambda: files.make_folder(tmp_path), f"{tmp_path} cannot be written (Permission denied)")
+
+
+def test_an_output_folder_that_is_a_file_is_one_sentence(bmask, tmp_path):
+    (tmp_path / "file").touch()
+    status, _, err = finished(
+        bmask("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu", output=tmp_path / "file")
+    )
+    assert status == 2 and "cannot be written (Not a directory)" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", [b"", b"cut", "cut", "foreign"], ids=str)
+def test_a_run_does_not_go_on_from_a_checkpoint_that_is_none(output, content):
+    RUN.folder.mkdir(parents=True)
+    checkpoint = RUN.folder / "checkpoint.pth"
+    if content == "foreign":
+        torch.save({"model": {"a": torch.zeros(2)}, "iteration": 6, "losses": [], "seconds": []}, checkpoint)
+    elif content == "cut":
+        torch.save({"model": {"a": torch.zeros(9999)}}, checkpoint)
+        os.truncate(checkpoint, 9999)
+    else:
+        checkpoint.write_bytes(content)
+    before = checkpoint.read_bytes()
+    complaint(lambda: runs.work(RUN, runs.Options(device="cpu")), str(checkpoint), "remove it to train the run anew")
+    assert checkpoint.read_bytes() == before and not RUN.own_record.exists()
 
 
 def test_lists_of_numbers_take_one_line_of_a_record(reference):
