@@ -10,7 +10,6 @@ from bmask import config
 from bmask.__main__ import main
 from bmask.errors import InputError
 
-
 SMOKE = f"_BASE_: {config.EXPERIMENTS}/profiles/smoke.yaml"
 
 
@@ -122,7 +121,7 @@ def test_names_that_folders_can_have(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", "../../x", "lab/mine", "a b", "a.b", "-x", "cells-batch8", "x-batch", "cpu", "CPU", "local", None],
+    ["", " ", ".", "..", "../../x", "lab/mine", "a b", "a.b", "-x", "cells-batch8", "x-batch", "cpu", "CPU", "local"],
 )
 def test_names_that_lie_elsewhere_or_mean_something_else_are_refused(name):
     complaint(lambda: config.check_name(name), repr(name).strip("'"), "--name")
