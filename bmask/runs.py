@@ -428,7 +428,7 @@ def alive(pid: int) -> bool:
 def provenance(device: str) -> Dict:
     def git(*arguments):
         try:
-            command = ["git", "-C", str(REPOSITORY), *arguments]
+            command = ["git", "-c", "safe.directory=*", "-C", str(REPOSITORY), *arguments]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
