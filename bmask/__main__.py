@@ -8,20 +8,31 @@ from pathlib import Path
 
 from .errors import InputError, Stopped, shown
 
+_NAME = f"{InputError.__module__}.{InputError.__name__}: "
+
 
 def main(arguments=None) -> int:
     """Run one command. Returns the exit status: 0, 1 for a failed run, 2 for wrong input, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a file's name, or a class's, may be beyond what can be printed here
+            stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:
         return options.command(options) or 0
     except InputError as error:
-        print(f"bmask: {error}", file=sys.stderr)
+        # That of a process that reads images comes with its stack trace in front.
+        print(f"bmask: {str(error).strip().splitlines()[-1].removeprefix(_NAME)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"bmask: {Stopped()}", file=sys.stderr)
         return 130
     except PermissionError as error:
-        print(f"bmask: {shown(error.filename)} is not for this user to read; change its permissions", file=sys.stderr)
+        print(
+            f"bmask: {shown(error.filename)} is not for this user to read; change its permissions",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -51,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("table", help="1 to 9, sobel or release")
     table.set_defaults(command=_table)
 
-    figure = commands.add_parser("figure", help="draw a figure from the records and predictions that are there")
+    figure = commands.add_parser(
+        "figure", help="draw a figure from the records and predictions that are there"
+    )
     figure.add_argument("figure", help="1, 2, 5, 6, 7a, 7b or curves")
     figure.set_defaults(command=_figure)
 
     curves = commands.add_parser("curves", help="draw losses and AP during the training of any runs")
     curves.add_argument("variants", nargs="+", metavar="VARIANT", help="files of experiments/variants/")
-    curves.add_argument(
-        "--out", type=Path, help="a .png or .svg (default: results/local/PROFILE/curves.png)"
-    )
+    curves.add_argument("--out", type=Path, help="a .png or .svg (default: results/local/PROFILE/curves.png)")
     curves.set_defaults(command=_curves)
 
     predictions = commands.add_parser(
@@ -80,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check-data", help="look at a data set in COCO format before anything is spent on it"
     )
-    check.add_argument("json", type=Path, help="its instance file")
-    check.add_argument("images", type=Path, help="the folder of its images")
+    check.add_argument("images", type=Path, metavar="IMAGES", help="the folder of its images")
+    check.add_argument("json", type=Path, metavar="JSON", help="its instance file")
     check.set_defaults(command=_check_data)
 
     train = commands.add_parser("train", help="train on data of your own, in COCO format")
@@ -280,28 +291,30 @@ def _verify(options) -> int:
 
 
 def _check_data(options) -> int:
+    from .datasets import given
     from .datasets.survey import survey, to_text
 
-    found = survey(options.json, options.images)
-    print(to_text(options.json.name, found))
+    split = given(options.images, options.json)
+    found = survey(*split)
+    print(to_text(split.json.name, found))
     return 2 if found.errors else 0
 
 
 def _train(options) -> int:
     from . import config, own, pool, runs
-    from .datasets import Split
+    from .datasets import given
     from .datasets.survey import survey, to_text
 
     options.data = None
     own.check_wishes(options.name, options.batch, options.iterations)
     seeds, device = config.parse_seeds(options.seeds), runs.check_device(_options(options))
     splits = []
-    for images, json in (options.train, options.val):
-        found = survey(json, images)
-        print(to_text(json.name, found))
+    for split in (given(*options.train), given(*options.val)):
+        found = survey(*split)
+        print(to_text(split.json.name, found))
         if found.errors:
-            raise InputError(f"{json} has errors, above; correct them first")
-        splits.append((Split(json, images), found))
+            raise InputError(f"{split.json} has errors, above; correct them first")
+        splits.append((split, found))
     print(own.write_profile(options.name, *splits, device, options.batch, options.iterations), flush=True)
     if not pool.ensure([runs.Run(options.variant, options.name, s) for s in seeds], _options(options)):
         return 1
@@ -317,7 +330,7 @@ def _predict(options) -> int:
     paths, out = image_paths(options.images), options.out
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    written = [name for path in paths for name in written_files(path, options.boundaries)]
+    written = [name for names in written_files(paths, options.boundaries).values() for name in names]
     keep_apart(out, written, paths, beside=False)
     keep_apart(out, [*written, "predictions.json"], _model_files(options))
     predictor = Predictor(options.weights, options.config, options.device, options.boundaries)

@@ -39,7 +39,7 @@ def stoppable():
 
 
 def shown(text) -> str:
-    """On one line, with what cannot be printed escaped: names of files have line breaks, and bytes that are no UTF-8."""
+    """On one line, with what cannot be printed escaped: a name has line breaks, or bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from .datasets import check
 from .files import fitting, read_checkpoint
 from .images import ImageMapper
 
@@ -138,7 +139,7 @@ def average_precision(
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
 
     Args:
-        truth: a COCO instance file.
+        truth: a COCO instance file, as :func:`bmask.datasets.check.truth` reads it.
         detections: in COCO's results format, with the ids of ``truth``. Masks and boundaries are ranked by
             ``mask_score`` where there is one.
         max_dets: detections that count, an image and class.
@@ -152,7 +153,15 @@ def average_precision(
         For ``bbox`` and ``segm`` also ``bootstrap``: AP, AP50 and AP75 on the resamples, the same for all models on the
         same images, so that differences between models are paired.
     """
-    ground_truth = COCO(truth)
+    content = check.truth(truth)
+    # To COCO's evaluation an object that is number 0 is never found, and images below 0 are none.
+    numbers = {number: k for k, number in enumerate(sorted(image["id"] for image in content["images"]), 1)}
+    for image in content["images"]:
+        image["id"] = numbers[image["id"]]
+    for number, annotation in enumerate(content["annotations"], 1):
+        annotation.update(id=number, image_id=numbers[annotation["image_id"]])
+    detections = [{**d, "image_id": numbers[d["image_id"]]} for d in detections]
+    ground_truth = COCO(content)
     return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples, report) for kind in kinds}
 
 
@@ -212,7 +221,7 @@ def to_markdown(metrics: Dict[str, Dict]) -> str:
 
 def annotation_iou(truth: Path, annotated: Path) -> float:
     """The mean IoU of the masks of two COCO instance files with the same objects: how good an annotation is."""
-    pair = COCO(truth), COCO(annotated)
+    pair = COCO(check.truth(truth)), COCO(check.truth(annotated))
     ious = []
     for number in pair[0].anns:
         exact, coarse = (side.annToMask(side.anns[number]).astype(bool) for side in pair)

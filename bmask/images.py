@@ -1,14 +1,16 @@
 """One way of reading images, for training, evaluation, prediction and the data check."""
 
 import copy
+import re
 from pathlib import Path
-from typing import Dict, Union
+from typing import Dict, Tuple, Union
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import check_image_size
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from PIL import Image, ImageOps
 
 from .errors import InputError
@@ -19,29 +21,62 @@ SUFFIXES = tuple(
     for suffix, kind in sorted(Image.registered_extensions().items())
     if kind in {*Image.OPEN, "MPO"} - {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 )
-Image.MAX_IMAGE_PIXELS = 2**29  # Pillow warns above it, and refuses twice as many: such an image takes 3 GB
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a file
+LIMIT = 2**29  # pixels of an image: 23,170 x 23,170, which take 1.6 GB
+Image.MAX_IMAGE_PIXELS = LIMIT  # Pillow itself warns above it, and raises above twice as many
 
 
 def read_image(path: Union[str, Path]) -> np.ndarray:
     """The image of a file as it is displayed: rotated as its EXIF says, without transparency, as :func:`to_rgb` has it.
 
+    Of a file with several images, such as a TIFF of pages, it is the first.
+
     Returns:
         (H, W, 3), uint8, RGB.
 
     Raises:
-        InputError: the file is no image, or cut off, or has values that :func:`to_rgb` refuses.
+        InputError: the file is no image, or cut off, or larger than ``LIMIT``, or has values that :func:`to_rgb`
+            refuses.
     """
     try:
         with Image.open(path) as picture:
-            ImageOps.exif_transpose(picture, in_place=True)
-            as_it_is = picture.mode == "RGB" or picture.mode[0] in "IF"  # a large image is not copied needlessly
-            array = np.asarray(picture if as_it_is else picture.convert("RGB"))
+            if picture.width * picture.height > LIMIT:
+                raise Image.DecompressionBombError
+            wide_colours = picture.mode[0] != "I" and re.search(";16[BLN]", str(picture.tile))
+            picture.load()
+            if wide_colours:
+                array = _with_16_bits(path, picture)
+            else:
+                ImageOps.exif_transpose(picture, in_place=True)
+                as_it_is = picture.mode == "RGB" or picture.mode[0] in "IF"  # a large image is not copied needlessly
+                array = np.asarray(picture if as_it_is else picture.convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"there is no image {path}; correct the path") from None
-    except BROKEN as error:
-        raise InputError(f"{path} is no image that can be read ({error}); replace or remove it") from None
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path} has more than the {LIMIT:,} pixels that are read; cut it into parts"
+        ) from None
+    except Exception as error:  # Pillow's plugins raise what their parsers happen to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is no image that can be read ({reason}); replace or remove it") from None
     return to_rgb(array, str(path))
+
+
+def stored_size(path: Union[str, Path]) -> Tuple[int, int]:
+    """Height and width of the image of a file before its rotation."""
+    with Image.open(path) as picture:
+        return picture.height, picture.width
+
+
+def _with_16_bits(path: Union[str, Path], picture: Image.Image) -> np.ndarray:
+    """Colours of 16 bits, of which Pillow keeps the upper 8: (H, W, 3), uint16, RGB, rotated as ``picture`` is."""
+    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.ndim != 3 or array.shape[:2] != (picture.height, picture.width):
+        raise ValueError("16 bits a colour in a form that is not known")
+    pixels = Image.fromarray(
+        np.arange(picture.height * picture.width, dtype=np.int32).reshape(array.shape[:2])
+    )
+    pixels.getexif().update(picture.getexif())
+    return array[:, :, 2::-1].reshape(-1, 3)[np.asarray(ImageOps.exif_transpose(pixels))]
 
 
 def to_rgb(image: np.ndarray, name: str = "the image") -> np.ndarray:
@@ -88,7 +123,11 @@ class Resize(T.ResizeShortestEdge):
 
 
 class ImageMapper(DatasetMapper):
-    """detectron2's mapper from a record of a data set to a model's input, with :func:`read_image`."""
+    """detectron2's mapper from a record of a data set to a model's input, with :func:`read_image`.
+
+    Raises:
+        InputError: see :func:`read_image`; or the image has another size than the record says.
+    """
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -104,7 +143,14 @@ class ImageMapper(DatasetMapper):
     def __call__(self, record: Dict) -> Dict:
         record = copy.deepcopy(record)
         image = read_image(record["file_name"])
-        check_image_size(record, image)
+        try:
+            check_image_size(record, image)
+        except SizeMismatchError:
+            height, width = image.shape[:2]
+            raise InputError(
+                f"{record['file_name']} is {height} x {width} pixels as it is displayed, and {record['height']} x "
+                f"{record['width']} in its data set; correct height and width there"
+            ) from None
         augmented = T.AugInput(image[:, :, ::-1] if self.image_format == "BGR" else image)
         transforms = self.augmentations(augmented)
         image = augmented.image

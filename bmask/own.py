@@ -39,7 +39,7 @@ def given(
 
 
 def check_wishes(name: str, batch: int = 0, iterations: int = 0) -> None:
-    """Look at what :func:`write_profile` is asked for, before the data are. Raises InputError where it cannot be done."""
+    """Raise InputError where :func:`write_profile` cannot do what it is asked for, before the data are looked at."""
     config.check_name(name)
     for what, number in (("batch", batch), ("iterations", iterations)):
         if number < 0:

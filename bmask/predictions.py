@@ -197,7 +197,7 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
 
 
 def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Images:
-    truth, known = COCO(data.val.json), fingerprint(data.val.json)
+    truth, known = COCO(datasets.check.truth(data.val.json)), fingerprint(data.val.json)
     path = runs.results(profile) / "predictions" / "images.npz"
     if path.exists():
         images = _read_images(path.parent)
@@ -247,8 +247,8 @@ def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: s
     boundaries = config.predicts_boundaries(cfg)
     cfg.MODEL.BOUNDARY_MASK_HEAD.OUTPUT_BOUNDARIES = boundaries
     model = evaluate.load_model(cfg, run.trained_as.folder / "checkpoint.pth")
-    mapper, truth = ImageMapper(cfg, is_train=False), COCO(data.val.json)
-    coarse = COCO(data.val_coarse.json) if data.val_coarse else None
+    mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.check.truth(data.val.json))
+    coarse = COCO(datasets.check.truth(data.val_coarse.json)) if data.val_coarse else None
     kept, found, annotated, measured = [], [], [], []
     for k, image in enumerate(dataset):
         bar.update()

@@ -3,10 +3,12 @@
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -14,7 +16,6 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from detectron2.export import TracingAdapter
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import build_model
@@ -32,7 +33,9 @@ from .files import fitting, make_folder, read_checkpoint, write_bytes, write_fil
 from .images import SUFFIXES, Resize, read_image, to_rgb
 
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # knows more scripts than OpenCV's
-STEM = 48  # characters of an image's name in the names of what is written: of 255 bytes, some have four
+LONGEST = (
+    200  # bytes of an image's name that leave room for what is added, of 255; a character has up to four
+)
 
 
 class Predictor:
@@ -94,7 +97,7 @@ class Predictor:
         """One image, as :meth:`__call__` takes it, as detectron2's models take it."""
         if not isinstance(image, np.ndarray):
             raise InputError(
-                f"the image is {type(image).__name__}, no array; give one, (H, W, 3), such as bmask.images.read_image gives"
+                f"the image is {type(image).__name__}, no array; give one, (H, W, 3), as bmask.images.read_image does"
             )
         image = to_rgb(image)
         height, width = image.shape[:2]
@@ -110,8 +113,8 @@ class Predictor:
         """Instances in one image or, in one batch, in several.
 
         Args:
-            images: (H, W, 3), uint8, RGB; or several of these, of any sizes. What is grey, has transparency or whole numbers
-                of more bits is taken as :func:`bmask.images.to_rgb` says.
+            images: (H, W, 3), uint8, RGB; or several of these, of any sizes. What is grey, has transparency or whole
+                numbers of more bits is taken as :func:`bmask.images.to_rgb` says.
             min_score: instances below are left out.
 
         Returns:
@@ -138,13 +141,22 @@ class Predictor:
         return detector_postprocess(instances.to("cpu"), *size)
 
     @torch.no_grad()
-    def _found(self, images: Sequence[np.ndarray], min_score: float) -> List[Tuple[Instances, Tuple[int, int]]]:
+    def _found(
+        self, images: Sequence[np.ndarray], min_score: float
+    ) -> List[Tuple[Instances, Tuple[int, int]]]:
         """For each image its instances at the scale of the model's input, and the image's height and width."""
         batch = [self.inputs(image) for image in images]
-        with torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what detectron2 calls in torch: nothing that a reader can mend
+        with (
+            torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter(
+                "ignore"
+            )  # of what detectron2 calls in torch: nothing that a reader can mend
             outputs = self.model.inference(batch, do_postprocess=False)
-        outputs = outputs[0] if isinstance(outputs, tuple) else outputs  # of a panoptic model, which has more to say
+        outputs = (
+            outputs[0] if isinstance(outputs, tuple) else outputs
+        )  # of a panoptic model, which has more to say
         found = [instances[instances.scores >= min_score] for instances in outputs]
         for instances in found:
             instances.pred_masks = instances.pred_masks.float()
@@ -181,8 +193,8 @@ def _recorded(record: Path, weights: Path) -> Tuple[Any, List[str]]:
     """The configuration and the names of the classes in the record of a run."""
     if not record.exists():
         raise InputError(
-            f"there is no record.json beside {weights}, as beside those of a finished run, and so no configuration; give "
-            "one with --config"
+            f"there is no record.json beside {weights}, as beside those of a finished run, and so no configuration; "
+            "give one with --config"
         )
     try:
         content = json.loads(record.read_bytes())
@@ -219,9 +231,15 @@ def image_paths(names: Union[str, Path, Sequence[Union[str, Path]]]) -> List[Pat
             if os.path.lexists(path):
                 here = _images_at(path)
             else:
-                here = [p for match in sorted(glob.glob(str(name), recursive=True)) for p in _images_at(Path(match))]
+                here = [
+                    p
+                    for match in sorted(glob.glob(str(name), recursive=True))
+                    for p in _images_at(Path(match))
+                ]
         except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror}); correct the path or its permissions") from None
+            raise InputError(
+                f"{name} cannot be read ({error.strerror}); correct the path or its permissions"
+            ) from None
         if not here:
             raise InputError(f"there is no image {name}; name files, folders or patterns")
         found += here
@@ -235,19 +253,23 @@ def _images_at(path: Path) -> List[Path]:
     return [p for p in named if p.is_file() or p.is_symlink()]  # a broken link is said to be one
 
 
-def output_name(path: Path) -> str:
-    """What the files that are written about an image are called: its name, and digits that stand for its place.
+def written_files(paths: Sequence[Path], boundaries: bool) -> Dict[Path, List[str]]:
+    """What is written about each image: its overlay and its map of boundaries, relative to the folder of all.
 
-    It follows from the path alone, whatever else is looked at: no two images share a name, even where small and capital
-    letters are one.
+    The image's whole name, and its folders below the one that all images are in, stand before what is added: no two
+    images share a file. Digits that stand for its place are in names that differ from others in small and capital
+    letters alone, which some disks take for one, and in those that would be too long.
     """
-    place = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
-    return f"{path.stem[:STEM]}-{place[:12]}"
-
-
-def written_files(path: Path, boundaries: bool) -> List[str]:
-    """The names of the overlay of an image and of its map of boundaries."""
-    return [f"{output_name(path)}{kind}.png" for kind in ("", "_boundaries")[: 1 + boundaries]]
+    places = {path: os.path.abspath(path) for path in paths}
+    above = os.path.commonpath([os.path.dirname(place) for place in places.values()])
+    names = {path: Path(os.path.relpath(place, above)) for path, place in places.items()}
+    alike = Counter(str(name).casefold() for name in names.values())
+    for path, name in names.items():
+        if alike[str(name).casefold()] > 1 or len(os.fsencode(name.name)) > LONGEST:
+            place = hashlib.sha256(os.fsencode(places[path])).hexdigest()
+            names[path] = name.with_name(f"{name.name[: LONGEST // 5]}-{place[:12]}")
+    kinds = ("overlay", "boundaries")[: 1 + boundaries]
+    return {path: [f"{name}.{kind}.png" for kind in kinds] for path, name in names.items()}
 
 
 def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bool = True) -> None:
@@ -261,13 +283,19 @@ def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bo
     """
     places = {_place(path): path for path in read}
     folders = {} if beside else {_place(path.parent): path for path in read}
-    place = _place(out)
-    if place and place in folders:
-        raise InputError(f"{out} is the folder of {folders[place]}, which is read; name another with --out")
-    for path in map(out.joinpath, names):
+    written = [out / name for name in names]
+    for folder in {out, *(path.parent for path in written)}:
+        place = _place(folder)
+        if place and place in folders:
+            raise InputError(
+                f"{folder} is the folder of {folders[place]}, which is read; name another with --out"
+            )
+    for path in written:
         place = _place(path)
         if place and place in places:
-            raise InputError(f"{path} would replace {places[place]}, which is read; name another place with --out")
+            raise InputError(
+                f"{path} would replace {places[place]}, which is read; name another place with --out"
+            )
 
 
 def _place(path: Path) -> Optional[Tuple[int, int]]:
@@ -297,7 +325,8 @@ def predict(
     Raises:
         InputError: nothing can be written to ``out``, or it has the images in it.
     """
-    keep_apart(out, [name for path in paths for name in written_files(path, boundaries)], paths, beside=False)
+    written = written_files(paths, boundaries)
+    keep_apart(out, itertools.chain(*written.values()), paths, beside=False)
     make_folder(out)
     categories = [{"id": k, "name": name} for k, name in enumerate(predictor.classes, 1)]
     content = {"images": [], "annotations": [], "categories": categories}
@@ -306,17 +335,18 @@ def predict(
         for path in tqdm(paths, unit="image"):
             try:
                 size, annotations, pictures = _looked_at(predictor, path, min_score, boundaries)
+                for name, picture in zip(written[path], pictures):
+                    write_bytes(out / name, picture)
             except (InputError, MemoryError, RuntimeError) as error:
-                said = InputError(f"{path} is too much for this machine or model ({one_line(error)}); make it smaller")
+                said = InputError(
+                    f"{path} is too much for this machine or model ({one_line(error)}); make it smaller"
+                )
                 broken.append(str(error if isinstance(error, InputError) else said))
                 tqdm.write(f"bmask: {broken[-1]}", file=sys.stderr)
                 continue
-            names = written_files(path, boundaries)
-            for name, picture in zip(names, pictures):
-                write_bytes(out / name, picture)
             number = len(content["images"]) + 1
             image = {"id": number, "file_name": str(path), "height": size[0], "width": size[1]}
-            content["images"].append(image | dict(zip(("overlay", "boundaries"), names)))
+            content["images"].append(image | dict(zip(("overlay", "boundaries"), written[path])))
             for annotation in annotations:
                 ids = {"id": len(content["annotations"]) + 1, "image_id": number}
                 content["annotations"].append(ids | annotation)

@@ -19,7 +19,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.projects.point_rend import add_pointrend_config
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import datasets, evaluate, runs
 from .config import add_bmask_config, add_study_config, check_heads
@@ -305,7 +305,8 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: datasets.Split) -> Dict
     Raises:
         InputError: the data are not sound, or have another number of classes than the model.
     """
-    classes = len(check_coco(split.json, split.images, drop_zero_area=True)["categories"])
+    content = check_coco(split.json, split.images, drop_zero_area=True, open_images=True)
+    classes = len(content["categories"])
     if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise InputError(
             f"the model knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {split.json} has {classes}; give the kind "

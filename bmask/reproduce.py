@@ -167,9 +167,9 @@ def _execute(name: str, shown: List[Path], profile: str, seeds: List[int]) -> No
     with tempfile.TemporaryDirectory() as folder:
         # Sockets in a folder of one's own: over TCP others on this machine could read along, as the kernel warns.
         kernel = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-        content = papermill.execute_notebook(
-            source, None, parameters, progress_bar=False, config=Config(KernelManager=kernel)
-        )
+        client = {"extra_arguments": ["--log-level=CRITICAL"]}  # it logs that it is ended, as an error
+        settings = Config(KernelManager=kernel, NotebookClient=client)
+        content = papermill.execute_notebook(source, None, parameters, progress_bar=False, config=settings)
     # Where the repository lies on this machine is of no use to who reads the notebook on another.
     content.metadata.papermill.update(input_path=f"notebooks/{name}", output_path=None)
     write_bytes(executed, nbformat.writes(content).encode())

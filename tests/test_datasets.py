@@ -1,6 +1,7 @@
 """The embedded shapes, the data check and the nuclei: what a user may rely on."""
 
 import json
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,13 +10,17 @@ import cv2
 import numpy as np
 import pytest
 from conftest import complaint
+from detectron2.data.datasets import load_coco_json
+from PIL import Image
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from bmask import evaluate
+from bmask.__main__ import main
 from bmask.config import resolve
-from bmask.datasets import nuclei, prepare, shapes
-from bmask.datasets.check import check_coco, fingerprint
+from bmask.datasets import Split, given, nuclei, prepare, shapes
+from bmask.datasets.check import check_coco, examine, fingerprint, look_at_images, read, truth
+from bmask.datasets.survey import survey
 from bmask.errors import InputError
 from bmask.files import whole_folder
 
@@ -402,7 +407,7 @@ def test_a_file_of_nothing_but_zero_areas_is_one_sentence(coco, tmp_path):
 
 
 def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
-    from bmask.datasets.check import _area
+    from bmask.datasets.check import _rle_mask
 
     rng = np.random.default_rng(0)
     encoded = [a["segmentation"] for a in load(made, "instances_val_fine.json")["annotations"]]
@@ -410,7 +415,7 @@ def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
         mask = np.asfortranarray(rng.random((300, 200)) < share, dtype=np.uint8)
         encoded.append({**(found := rle_tools.encode(mask)), "counts": found["counts"].decode()})
     for found in encoded:
-        assert _area(found, *found["size"]) == rle_tools.area(found)
+        assert _rle_mask(found, *found["size"]).area == rle_tools.area(found)
 
 
 def test_the_fingerprint_follows_the_bytes_and_their_order(tmp_path):
@@ -419,6 +424,371 @@ def test_the_fingerprint_follows_the_bytes_and_their_order(tmp_path):
     two.write_text("[]")
     assert fingerprint(one) == "44136fa355b3678a"  # sha256sum of {}
     assert len({fingerprint(one), fingerprint(two), fingerprint(one, two), fingerprint(two, one)}) == 4
+
+
+# --- odd files: read rightly, or refused with their place
+
+NAN, INFINITY = float("nan"), float("inf")
+CRAZY = [
+    None,
+    True,
+    -1,
+    1.5,
+    1e300,
+    10**30,
+    NAN,
+    INFINITY,
+    "x",
+    "",
+    "7\0",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"a": [1]},
+    "9" * 999,
+]
+KEYS = [
+    ("images", "id", "file_name", "height", "width"),
+    ("annotations", "id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area", "ignore"),
+    ("categories", "id", "name"),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, *keys in KEYS for key in keys])
+def test_no_value_of_any_key_ends_in_a_stack_trace(coco, tmp_path, name, key, capsys):
+    for value in CRAZY:
+        json_file = write(tmp_path, {**coco, name: [{**coco[name][0], key: value}, *coco[name][1:]]})
+        status = main(["check-data", str(tmp_path / "images"), str(json_file)])
+        out, err = capsys.readouterr()
+        assert status == (2 if "  error " in out or "bmask: " in err else 0)
+        if status == 0:  # what passes can be used
+            check_coco(json_file, tmp_path / "images")
+            assert len(Split(json_file, tmp_path / "images").load()) == 2
+            assert evaluate.average_precision(json_file, [], resamples=0)["boundary"]["AP"] == 0
+        else:
+            complaint(lambda: check_coco(json_file, tmp_path / "images"), "instances.json")
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: {"bbox": [2, 2, x, 6]},
+        lambda x: {"area": x},
+        lambda x: {"segmentation": [[2, 2, 8, 2, 8, x]]},
+        lambda x: {"segmentation": [[x, 2, 8, 2, 8, 8]]},
+        lambda x: {"segmentation": {"size": [x, 20], "counts": [5, 10, 305]}},
+        lambda x: {"segmentation": {"size": [16, 20], "counts": [5, x, 305]}},
+        lambda x: {"iscrowd": x},
+        lambda x: {"category_id": x},
+    ],
+)
+def test_nan_and_infinity_are_refused_with_their_place(coco, tmp_path, value, change):
+    coco["annotations"][0] |= change(value)
+    complaint(
+        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation 7 of image 1 (a.png)"
+    )
+
+
+@pytest.mark.parametrize("far", [1e5, 1e12, 1e308, 10**400])
+def test_a_polygon_far_outside_of_its_image_is_refused(coco, tmp_path, far):
+    coco["annotations"][0]["segmentation"] = [[2, 2, far, 2, far, 8]]
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation 7", "outside")
+
+
+ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_bom_and_utf_16_are_read(coco, tmp_path, encoding):
+    path = tmp_path / "instances.json"
+    path.write_bytes(json.dumps(coco).encode(encoding))
+    assert check_coco(path, tmp_path / "images") == coco
+    assert evaluate.average_precision(path, perfect(path), resamples=0)["segm"]["AP"] == pytest.approx(100)
+
+
+def perfect(json_file: Path) -> list[dict]:
+    """Each object of a file, as its data set has been loaded, detected to the pixel."""
+    split = Split(json_file, json_file.parent / "images")
+    found, categories = [], split.category_ids()
+    for image in split.load():
+        for annotation in image["annotations"]:
+            mask = annotation["segmentation"]
+            if isinstance(mask, list):
+                mask = rle_tools.merge(rle_tools.frPyObjects(mask, image["height"], image["width"]))
+            entry = {"image_id": image["image_id"], "category_id": categories[annotation["category_id"]]}
+            if not annotation["iscrowd"]:
+                found.append({**entry, "bbox": annotation["bbox"], "segmentation": mask, "score": 1.0})
+    return found
+
+
+NUMBERS = {
+    "counted from 0": lambda number: number,
+    "below 0": lambda number: number - 5,
+    "as floats": lambda number: float(number),
+    "as texts": lambda number: f"{number:04d}",
+    "of 60 bits": lambda number: number + 2**60,
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_perfect_detections_have_an_ap_of_100_whatever_the_ids(coco, tmp_path, numbers):
+    number = NUMBERS[numbers]
+    for annotation in coco["annotations"]:
+        annotation["id"] = number(annotation["id"] - 7)
+        annotation["image_id"] = number(annotation["image_id"] - 1)
+        annotation["category_id"] = number(annotation["category_id"] - 1)
+    for entry in coco["images"] + coco["categories"]:
+        entry["id"] = number(entry["id"] - 1)
+    json_file = write(tmp_path, coco)
+    check_coco(json_file, tmp_path / "images")
+    found = evaluate.average_precision(json_file, perfect(json_file), resamples=2)
+    assert [found[kind]["AP"] for kind in found] == pytest.approx([100, 100, 100])
+    assert found["segm"]["bootstrap"]["AP"] == [100, 100]
+
+
+def test_texts_of_one_number_are_one_id(coco, tmp_path):
+    coco["annotations"][0]["id"], coco["annotations"][1]["id"] = "1", "0001"
+    complaint(
+        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation id 1", "more than once"
+    )
+
+
+@pytest.mark.parametrize("sides", [("16", "20"), (16.0, 20.0)])
+def test_sides_in_another_form_are_read(coco, tmp_path, sides):
+    for image in coco["images"]:
+        image["height"], image["width"] = sides
+    coco["annotations"][1]["segmentation"]["size"] = list(sides)
+    records = Split(write(tmp_path, coco), tmp_path / "images").load()
+    check_coco(tmp_path / "instances.json", tmp_path / "images", open_images=True)
+    assert [(type(r["height"]), r["height"], r["width"]) for r in records] == [(int, 16, 20)] * 2
+
+
+@pytest.mark.parametrize("crowd", [None, False, 0.0, "0"])
+def test_objects_that_are_no_crowds_in_another_form_are_read(coco, tmp_path, crowd):
+    coco["annotations"][0]["iscrowd"] = crowd
+    data = check_coco(write(tmp_path, coco), tmp_path / "images")
+    assert [annotation["iscrowd"] for annotation in data["annotations"]] == [0, 1, 0]
+    del coco["annotations"][0]["iscrowd"]
+    assert check_coco(write(tmp_path, coco), tmp_path / "images") == data
+
+
+def test_a_file_of_crowds_alone_is_refused(coco, tmp_path):
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "all 3 annotations are crowds")
+
+
+def test_ignore_is_read_as_a_crowd_with_a_warning(coco, tmp_path):
+    coco["annotations"][0]["ignore"] = 1
+    json_file = write(tmp_path, coco)
+    found = survey(json_file, tmp_path / "images")
+    assert not found.errors and found.crowds == 2
+    assert any("1 annotations have ignore set" in warning for warning in found.warnings)
+    assert Split(json_file, tmp_path / "images").load()[0]["annotations"][0]["iscrowd"] == 1
+    # Neither missing it nor finding it counts.
+    detections = perfect(json_file)
+    ignored = {**detections[0], "image_id": 1, "segmentation": rle_tools.frPyObjects([SQUARE], 16, 20)[0]}
+    for given_detections in (detections, [*detections, {**ignored, "bbox": [2, 2, 6, 6]}]):
+        found = evaluate.average_precision(json_file, given_detections, resamples=0)
+        assert found["segm"]["AP"] == found["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_two_categories_of_one_name_are_refused(coco, tmp_path):
+    coco["categories"].append({"id": 4, "name": "thing"})
+    complaint(
+        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "category 4", "category 1, thing"
+    )
+
+
+def test_categories_with_numbers_for_names_are_read(coco, tmp_path):
+    coco["categories"] = [{"id": 1, "name": 5}, {"id": 2, "name": 6}]
+    json_file = write(tmp_path, coco)
+    assert list(survey(json_file, tmp_path / "images").classes) == ["5", "6"]
+    assert list(evaluate.average_precision(json_file, [])["segm"]["per_class"]) == ["5", "6"]
+
+
+def test_what_is_no_file_is_no_annotation_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # would be waited for
+    complaint(lambda: check_coco(tmp_path / "pipe", tmp_path), "pipe", "is no file")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"\0" * 99, b"\x1f\x8b\x08", b"<html>", bytes(range(256))]
+)
+def test_what_is_no_json_is_one_sentence(tmp_path, content):
+    (tmp_path / "instances.json").write_bytes(content)
+    complaint(lambda: check_coco(tmp_path / "instances.json", tmp_path), "instances.json")
+    assert main(["check-data", str(tmp_path), str(tmp_path / "instances.json")]) == 2
+
+
+@pytest.mark.parametrize("name", ["", ".", "x\0.png", "\ud800/a.png", "a.png/b.png", "../a.png"])
+def test_a_name_that_no_file_can_have_is_a_missing_image(coco, tmp_path, name):
+    coco["images"][1]["file_name"] = name
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "image 2", "1 of its 2")
+
+
+def test_names_that_are_not_utf_8_are_read(coco, tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "images/a.png").rename(tmp_path / "images" / name)
+    coco["images"][0]["file_name"] = name
+    json_file = tmp_path / "instances.json"
+    for content in (
+        json.dumps(coco).encode(),
+        json.dumps(coco, ensure_ascii=False).encode(errors="surrogateescape"),
+    ):
+        json_file.write_bytes(content)
+        assert main(["check-data", str(tmp_path / "images"), str(json_file)]) == 0
+        assert Split(json_file, tmp_path / "images").load()[0]["file_name"] == str(tmp_path / "images" / name)
+    (tmp_path / "images" / name).unlink()
+    assert main(["check-data", str(tmp_path / "images"), str(json_file)]) == 2
+    assert "image 1 ('caf\\udce9.png') is not in" in capsys.readouterr().out
+
+
+BOXES = {  # of a mask from (x, y) to (x + w, y + h) in an image of 20 x 16
+    "of the corners": lambda x, y, w, h: [x, y, x + w, y + h],
+    "in shares": lambda x, y, w, h: [x / 20, y / 16, w / 20, h / 16],
+    "without width or height": lambda *_: [0, 0, 0, 0],
+    "the whole image": lambda *_: [0, 0, 20, 16],
+    "of the centre": lambda x, y, w, h: [x + w / 2, y + h / 2, w, h],
+    "with x and y exchanged": lambda x, y, w, h: [y, x, h, w],
+    "elsewhere": lambda x, y, w, h: [2 * x, 2 * y, 2 * w, 2 * h],
+}
+
+
+def boxed(coco, wrong, number) -> dict:
+    """Five objects, of which so many have wrong boxes."""
+    boxes = [(6, 1, 11, 5), (11, 1, 8, 6), (10, 3, 9, 5), (9, 1, 10, 6), (12, 2, 7, 6)]
+    coco["annotations"] = [
+        {
+            "id": k,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": wrong(x, y, w, h) if k < number else [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            "area": w * h,
+        }
+        for k, (x, y, w, h) in enumerate(boxes)
+    ]
+    return coco
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_boxes_that_are_not_those_of_the_masks_are_told_by_their_pattern(coco, tmp_path, kind):
+    json_file = write(tmp_path, boxed(coco, BOXES[kind], 5))
+    complaint(lambda: check_coco(json_file, tmp_path / "images"), "annotation 0 of image 1", kind, "5 such")
+    found = survey(write(tmp_path, boxed(coco, BOXES[kind], 1)), tmp_path / "images")
+    assert not found.errors and any(kind in w and "annotation 0" in w for w in found.warnings)
+
+
+def test_boxes_a_pixel_or_two_beside_their_masks_are_sound(coco, tmp_path):
+    json_file = write(tmp_path, boxed(coco, lambda x, y, w, h: [x - 1, y + 1, w + 2, h - 1.5], 5))
+    found, _ = examine(read(json_file), tmp_path / "images")
+    assert found == []
+
+
+def test_a_box_without_width_is_a_warning_however_narrow_its_object_is(coco, tmp_path):
+    coco["annotations"][0] |= {"bbox": [5, 2, 0, 6], "segmentation": [[5, 2, 6, 2, 6, 8, 5, 8]]}
+    found = survey(write(tmp_path, coco), tmp_path / "images")
+    assert not found.errors and any("annotation 7" in w and "without width" in w for w in found.warnings)
+
+
+def test_an_object_that_is_there_twice_is_a_warning(coco, tmp_path):
+    coco["annotations"].append({**coco["annotations"][0], "id": 10})
+    found = survey(write(tmp_path, coco), tmp_path / "images")
+    assert not found.errors and any("annotation 10" in w and "another one" in w for w in found.warnings)
+
+
+def test_polygons_in_shares_of_the_image_are_refused(coco, tmp_path):
+    for annotation in boxed(coco, BOXES["in shares"], 5)["annotations"]:
+        annotation["segmentation"] = [[value / 20 for value in annotation["segmentation"][0]]]
+    complaint(
+        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"),
+        "mask of annotation 0",
+        "shares of the image",
+    )
+
+
+@pytest.mark.parametrize("area", [None, "36", 0, -1, [], "missing"])
+def test_an_area_that_is_missing_is_that_of_the_mask(coco, tmp_path, area):
+    for annotation, right in zip(coco["annotations"], (36, 10, 42)):
+        annotation["area"] = right
+    sound = truth(write(tmp_path, coco))["annotations"]
+    for annotation in coco["annotations"]:
+        annotation["area"] = area
+        if area == "missing":
+            del annotation["area"]
+    json_file = write(tmp_path, coco)
+    assert truth(json_file)["annotations"] == sound
+    assert any("3 annotations have no area" in w for w in survey(json_file, tmp_path / "images").warnings)
+
+
+def photograph(path: Path, orientation: int) -> None:
+    """16 pixels high and 20 wide as it is stored."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.zeros((16, 20, 3), np.uint8)).save(path, exif=exif)
+
+
+def test_sizes_are_compared_as_images_are_displayed(coco, tmp_path):
+    coco["annotations"] = [{**coco["annotations"][0], "image_id": number} for number in (1, 2)]
+    coco["annotations"][1]["id"] = 9
+    for orientation, name in ((6, "a.png"), (3, "b.png")):
+        photograph(tmp_path / "images" / name, orientation)
+    (error,) = survey(write(tmp_path, coco), tmp_path / "images").errors
+    assert "image 1 (a.png: 16 x 20 in the list, 20 x 16 as displayed) is rotated by its EXIF data" in error
+    coco["images"][0] |= {"height": 20, "width": 16}
+    json_file = write(tmp_path, coco)
+    assert not survey(json_file, tmp_path / "images").errors
+    coco["images"][1] |= {"height": 20, "width": 16}
+    (finding,) = look_at_images(coco["images"], tmp_path / "images")
+    assert finding.error and "image 2" in finding.text and "another size" in finding.text
+
+
+def spoiled(path: Path, how: str) -> None:
+    if how == "cut":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)).save(
+            path, "JPEG"
+        )
+        path.write_bytes(path.read_bytes()[:-150])
+    elif how == "float":
+        Image.fromarray(np.zeros((16, 20), np.float32)).save(path, "TIFF")
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("cut", "truncated"), ("float", "save it with whole numbers"), ("folder", "directory")]
+)
+def test_an_image_that_training_refuses_is_refused_by_the_check(coco, tmp_path, how, words):
+    spoiled(tmp_path / "images/b.png", how)
+    json_file = write(tmp_path, coco)
+    (error,) = survey(json_file, tmp_path / "images").errors
+    assert "b.png" in error and words in error
+    complaint(lambda: check_coco(json_file, tmp_path / "images", open_images=True), "b.png", words)
+
+
+def test_images_and_file_are_told_apart_in_either_order(coco, tmp_path):
+    folder, json_file = tmp_path / "images", write(tmp_path, coco)
+    right = Split(json_file, folder)
+    assert given(folder, json_file) == given(json_file, folder) == right
+    nowhere = tmp_path / "nowhere"
+    assert given(nowhere, json_file) == given(json_file, nowhere) == Split(json_file, nowhere)
+    assert given(folder, nowhere) == given(nowhere, folder) == Split(nowhere, folder)
+    assert given(folder, folder) == Split(folder, folder) and given(json_file, json_file) == Split(
+        json_file, json_file
+    )
+    for order in ((folder, json_file), (json_file, folder)):
+        assert main(["check-data", *map(str, order)]) == 0
+
+
+def test_records_are_those_of_detectron2s_own_loader(made, coco, tmp_path):
+    files = [(made / "annotations" / name, made / "images" / name.split("_")[1]) for name in FILES]
+    for number, (json_file, images) in enumerate([*files, (write(tmp_path, coco), tmp_path / "images")]):
+        theirs = load_coco_json(str(json_file), str(images), f"loaded by detectron2: {tmp_path}/{number}")
+        assert Split(json_file, images).load() == theirs
 
 
 # --- nuclei

@@ -111,6 +111,28 @@ def test_boundary_ap_is_100_for_the_truth_itself_and_strict_about_a_shift(scene)
     assert result["boundary"]["AP"] < result["segm"]["AP"] - 10
 
 
+def test_areas_that_are_missing_are_those_of_the_masks(scene, tmp_path):
+    truth, detections = scene
+    content = json.loads(truth.read_text())
+    for annotation in content["annotations"]:
+        del annotation["area"]
+    (tmp_path / "without.json").write_text(json.dumps(content))
+    ours = average_precision(tmp_path / "without.json", detections, resamples=0)
+    assert ours == average_precision(truth, detections, resamples=0)
+    assert len({ours["segm"][name] for name in ("APs", "APm", "APl")}) == 3
+
+
+def test_the_ids_of_annotations_do_not_matter(scene, tmp_path):
+    truth, detections = scene
+    content = json.loads(truth.read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] = str(annotation["id"] - 3)
+    (tmp_path / "renumbered.json").write_text(json.dumps(content))
+    given = copy.deepcopy(detections)
+    assert average_precision(tmp_path / "renumbered.json", detections) == average_precision(truth, detections)
+    assert detections == given  # nor is what is measured changed
+
+
 def test_no_detection_is_an_ap_of_zero(scene):
     result = average_precision(scene[0], [])
     assert result["segm"]["AP"] == result["bbox"]["AP"] == result["boundary"]["AP"] == 0

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 from collections import OrderedDict
 
@@ -432,6 +433,55 @@ def test_other_classes_than_the_data_has_are_refused(folder, tmp_path, data, cap
     assert output.out == "" and output.err.splitlines()[-1] == (
         f"bmask: the model knows 7 classes and {data[1]} has 4; give the kind of data that it was trained on"
     )
+
+
+def defective(data, tmp_path, defect):
+    content, images = json.loads(data[1].read_text()), tmp_path / "images"
+    shutil.copytree(data[3], images)
+    annotation = content["annotations"][0]
+    if defect == "cut":
+        image = images / content["images"][2]["file_name"]
+        image.write_bytes(image.read_bytes()[:200])
+    elif defect == "NaN":
+        annotation["segmentation"] = [[1, 1, 9, 1, 9, float("nan")]]
+    elif defect == "corners":
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + width, y + height]
+    else:
+        annotation["bbox"] = []
+    (tmp_path / "defective.json").write_text(json.dumps(content))
+    return "--json", tmp_path / "defective.json", "--images", images
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [("cut", "no image that can be read"), ("NaN", "finite"), ("corners", "corners"), ("bbox", "four")],
+)
+def test_data_are_looked_at_before_anything_is_detected(
+    folder, tmp_path, data, capsys, monkeypatch, defect, words
+):
+    monkeypatch.setattr(released.evaluate, "detect", lambda *_: pytest.fail("it was begun"))
+    weights = save_pth(tmp_path / "model.pth", state_dict(folder / "bmask.yaml"))
+    data = defective(data, tmp_path, defect)
+    assert run("--config", folder / "bmask.yaml", "--weights", weights, *data) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("bmask: ") and words in last
+
+
+def test_what_can_be_read_is_measured_as_if_it_were_in_order(folder, tmp_path, data, capsys):
+    content = json.loads(data[1].read_text())
+    for annotation in content["annotations"]:
+        annotation |= {"id": str(annotation["id"] - 1), "image_id": float(annotation["image_id"])}
+        del annotation["area"], annotation["iscrowd"]
+    (tmp_path / "other.json").write_bytes(json.dumps(content).encode("utf-16"))
+    weights = save_pth(tmp_path / "model.pth", state_dict(folder / "bmask.yaml"))
+    found = []
+    for json_file in (data[1], tmp_path / "other.json"):
+        given = ("--json", json_file, "--images", data[3], "--out", tmp_path / "metrics")
+        assert run("--config", folder / "bmask.yaml", "--weights", weights, *given) == 0
+        found.append(json.loads((tmp_path / "metrics").read_text())["metrics"])
+    assert found[0] == found[1]
 
 
 def test_an_output_that_is_a_folder_is_refused_before_the_work(folder, tmp_path, capsys):

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from pycocotools import mask as rle_tools
 
 from ..errors import InputError
 from . import cityscapes, shapes
-from .check import check_coco, fingerprint
+from .check import check_coco, fingerprint, read
 
 
 class Split(NamedTuple):
@@ -20,13 +20,43 @@ class Split(NamedTuple):
     images: Path
 
     def load(self) -> List[Dict]:
-        """The images in detectron2's dataset format, classes counted from 0 in the order of their ids."""
-        # With a name, load_coco_json also maps the ids of the categories to 0, 1, ...
-        return load_coco_json(str(self.json), str(self.images), f"bmask:{self.json}")
+        """The images in detectron2's dataset format, in the order of their ids, classes counted as in ``category_ids``.
+
+        As detectron2's own loader, but for the reading of the file (:func:`bmask.datasets.check.read`). Annotations may
+        be missing, as in test sets.
+        """
+        content = read(self.json, ("images", "categories"))
+        classes = {number: k for k, number in enumerate(_category_ids(content))}
+        records = {
+            image["id"]: {
+                "file_name": os.path.join(self.images, image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "annotations": [],
+            }
+            for image in sorted(content["images"], key=lambda image: image["id"])
+        }
+        for annotation in content["annotations"]:
+            mask = annotation["segmentation"]
+            if not mask:
+                continue
+            if isinstance(mask, dict) and isinstance(mask["counts"], list):
+                mask = rle_tools.frPyObjects(mask, *mask["size"])
+            records[annotation["image_id"]]["annotations"].append(
+                {
+                    "iscrowd": annotation["iscrowd"],
+                    "bbox": annotation["bbox"],
+                    "category_id": classes[annotation["category_id"]],
+                    "segmentation": mask,
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                }
+            )
+        return list(records.values())
 
     def category_ids(self) -> List[int]:
-        """The file's category id of each class, once the split has been loaded."""
-        return list(MetadataCatalog.get(f"bmask:{self.json}").thing_dataset_id_to_contiguous_id)
+        """The file's category id of each class."""
+        return _category_ids(read(self.json, ("images", "categories")))
 
 
 class Data(NamedTuple):
@@ -39,6 +69,12 @@ class Data(NamedTuple):
     val: Split
     fingerprint: str
     val_coarse: Optional[Split] = None
+
+
+def given(images: Path, json: Path) -> Split:
+    """The images and the instance file that a command line names, in this order, or the other where that is seen."""
+    turned = not images.is_dir() and not json.is_file() and (images.is_file() or json.is_dir())
+    return Split(images, json) if turned else Split(json, images)
 
 
 def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
@@ -154,6 +190,10 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES in the profile"
             )
     return Data(**splits, fingerprint=fingerprint(splits["train"].json, splits["val"].json))
+
+
+def _category_ids(content: Dict) -> List[int]:
+    return sorted(category["id"] for category in content["categories"])
 
 
 def _existing(folder: Path, hint: str) -> Path:

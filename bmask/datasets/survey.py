@@ -2,14 +2,11 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from ..errors import InputError
-from .check import Flaw, checked_area, parse
+from .check import examine, look_at_images, read, shown
 
 SHOWN = 8  # findings, and classes, that are listed; the others are counted
 
@@ -40,87 +37,40 @@ def survey(json_file: Path, image_root: Path) -> Survey:
     Raises:
         InputError: the file cannot be read as such a file at all.
     """
-    content = parse(json_file)
-    try:
-        from hotcoco import COCO
-    except ImportError:
-        raise InputError(
-            "the data check needs hotcoco, which is not installed; `pip install hotcoco`"
-        ) from None
-    images = {image["id"]: image for image in content["images"]}
-    categories = {category["id"]: category for category in content["categories"]}
-    errors, warnings = _looked_at_images(content["images"], Path(image_root))
-    findings = COCO(str(json_file)).healthcheck()
-    for target, found in ((errors, findings["errors"]), (warnings, findings["warnings"])):
-        target += [f"{f['message'].rstrip('.')} ({_some(f['affected_ids'])})" for f in found]
-    flaws: Dict[str, List] = {}
+    content = read(json_file)
+    found, masks = examine(content, image_root)
+    found += look_at_images(content["images"], image_root)
     sides, edges, crowds, rle, objects = [], [], 0, False, Counter()
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in images or annotation["category_id"] not in categories:
-            continue  # found above
-        try:
-            area = checked_area(annotation, images[annotation["image_id"]], categories)
-        except Flaw as flaw:
-            flaws.setdefault(str(flaw), []).append(annotation["id"])
+    for annotation, mask in zip(content["annotations"], masks):
+        if mask is None:
             continue
-        if area == 0:
-            flaws.setdefault("has a mask of zero area; remove it", []).append(annotation["id"])
-            continue
-        crowds += bool(annotation.get("iscrowd"))
+        crowds += annotation["iscrowd"]
         objects[annotation["image_id"]] += 1
         width, height = annotation["bbox"][2:]
         sides.append(max(width * height, 0) ** 0.5)
         if isinstance(annotation["segmentation"], list):
-            edges += [(edge, edge / area**0.5) for edge in map(_mean_edge, annotation["segmentation"])]
+            edges += [(edge, edge / mask.area**0.5) for edge in map(_mean_edge, annotation["segmentation"])]
         else:
             rle = True
-    errors += [f"{len(ids)} annotations: {flaw} ({_some(ids)})" for flaw, ids in flaws.items()]
-    counts = Counter(a["category_id"] for a in content["annotations"])
+    images = [x for x in content["images"] if all(type(x[key]) is int for key in ("id", "height", "width"))]
+    categories = [x for x in content["categories"] if type(x["id"]) is int]
+    counts = Counter(a["category_id"] for a in content["annotations"] if type(a["category_id"]) is int)
     return Survey(
-        errors,
-        warnings,
-        {str(categories[c]["name"]): counts[c] for c in sorted(categories)},
+        [finding.text for finding in found if finding.error],
+        [finding.text for finding in found if not finding.error],
+        {str(c["name"]): counts[c["id"]] for c in sorted(categories, key=lambda category: category["id"])},
         np.array(sides),
-        np.array([(image["height"], image["width"]) for image in content["images"]]),
-        np.array([objects[number] for number in images]),
+        np.array([(image["height"], image["width"]) for image in images]).reshape(-1, 2),
+        np.array([objects[image["id"]] for image in images], int),
         np.array(edges).reshape(-1, 2),
         rle,
         crowds,
     )
 
 
-def _looked_at_images(images: List[Dict], root: Path) -> Tuple[List[str], List[str]]:
-    missing, corrupt, other = [], [], []
-    for image in tqdm(images, desc="images", unit="image"):
-        path = root / str(image["file_name"])
-        if not path.is_file():
-            missing.append(image["file_name"])
-            continue
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-                if picture.size != (image["width"], image["height"]):
-                    other.append(image["file_name"])
-        except (OSError, SyntaxError, ValueError):
-            corrupt.append(image["file_name"])
-    found = (
-        (missing, f"images are not in {root}"),
-        (corrupt, "images cannot be read, or are cut off"),
-        (other, "images have another size than the file says"),
-    )
-    errors = [f"{len(names)} {what} ({_some(names)})" for names, what in found if names]
-    names = Counter(image["file_name"] for image in images)
-    twice = [name for name, count in names.items() if count > 1]
-    return errors, [f"{len(twice)} files are listed more than once ({_some(twice)})"] if twice else []
-
-
 def _mean_edge(polygon: List[float]) -> float:
     points = np.array(polygon, float).reshape(-1, 2)
     return float(np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1).mean())
-
-
-def _some(names: List) -> str:
-    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def to_text(name: str, found: Survey) -> str:
@@ -130,9 +80,10 @@ def to_text(name: str, found: Survey) -> str:
     ]
     most = sorted(found.classes.items(), key=lambda item: -item[1])
     rest = f", and {len(most) - SHOWN} more" if len(most) > SHOWN else ""
-    lines.append("  classes   " + ", ".join(f"{c} {n}" for c, n in most[:SHOWN]) + rest)
-    low, high = found.image_sizes.min(0), found.image_sizes.max(0)
-    lines.append(f"  images    {low[0]} to {high[0]} pixels high, {low[1]} to {high[1]} wide")
+    lines.append("  classes   " + ", ".join(f"{shown(c)} {n}" for c, n in most[:SHOWN]) + rest)
+    if len(found.image_sizes):
+        low, high = found.image_sizes.min(0), found.image_sizes.max(0)
+        lines.append(f"  images    {low[0]} to {high[0]} pixels high, {low[1]} to {high[1]} wide")
     if len(found.sides):
         shares = [
             np.mean(s)
