@@ -33,9 +33,8 @@ from .files import fitting, make_folder, read_checkpoint, write_bytes, write_fil
 from .images import SUFFIXES, Resize, read_image, to_rgb
 
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # knows more scripts than OpenCV's
-LONGEST = (
-    200  # bytes of an image's name that leave room for what is added, of 255; a character has up to four
-)
+# Bytes of an image's name that leave room for what is added, of 255. A character has up to four.
+LONGEST = 200
 
 
 class Predictor:
@@ -150,13 +149,10 @@ class Predictor:
             torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter(
-                "ignore"
-            )  # of what detectron2 calls in torch: nothing that a reader can mend
+            warnings.simplefilter("ignore")  # of what detectron2 calls: nothing that a reader can mend
             outputs = self.model.inference(batch, do_postprocess=False)
-        outputs = (
-            outputs[0] if isinstance(outputs, tuple) else outputs
-        )  # of a panoptic model, which has more to say
+        if isinstance(outputs, tuple):  # of a panoptic model, which has more to say
+            outputs = outputs[0]
         found = [instances[instances.scores >= min_score] for instances in outputs]
         for instances in found:
             instances.pred_masks = instances.pred_masks.float()
