@@ -29,7 +29,10 @@ def main(arguments=None) -> int:
         print(f"bmask: {Stopped()}", file=sys.stderr)
         return 130
     except PermissionError as error:
-        print(f"bmask: {shown(error.filename)} is not for this user to read; change its permissions", file=sys.stderr)
+        print(
+            f"bmask: {shown(error.filename)} is not for this user to read; change its permissions",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -59,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("table", help="1 to 9, sobel or release")
     table.set_defaults(command=_table)
 
-    figure = commands.add_parser("figure", help="draw a figure from the records and predictions that are there")
+    figure = commands.add_parser(
+        "figure", help="draw a figure from the records and predictions that are there"
+    )
     figure.add_argument("figure", help="1, 2, 5, 6, 7a, 7b or curves")
     figure.set_defaults(command=_figure)
 
     curves = commands.add_parser("curves", help="draw losses and AP during the training of any runs")
     curves.add_argument("variants", nargs="+", metavar="VARIANT", help="files of experiments/variants/")
-    curves.add_argument(
-        "--out", type=Path, help="a .png or .svg (default: results/local/PROFILE/curves.png)"
-    )
+    curves.add_argument("--out", type=Path, help="a .png or .svg (default: results/local/PROFILE/curves.png)")
     curves.set_defaults(command=_curves)
 
     predictions = commands.add_parser(

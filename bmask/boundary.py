@@ -86,7 +86,9 @@ def strongest_boundaries(boundaries: torch.Tensor, boxes: Boxes, size: Tuple[int
     return strongest / 255
 
 
-def pasted(values: torch.Tensor, box: torch.Tensor, size: Tuple[int, int], threshold: float = 0.5) -> torch.Tensor:
+def pasted(
+    values: torch.Tensor, box: torch.Tensor, size: Tuple[int, int], threshold: float = 0.5
+) -> torch.Tensor:
     """What a head gives for one box, put where the box is in its image, as detectron2 does, with little memory.
 
     detectron2 computes some 12 bytes for each pixel of a box at once: more than a large image itself takes.

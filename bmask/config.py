@@ -181,9 +181,13 @@ def _merge(cfg: CN, path: Path) -> None:
             # yacs compares types, but takes null for anything, and does not look into lists.
             kinds, known = (set(map(_kind, _leaves(x))) for x in (flat.get(key), default))
             if default is not None and known and not kinds <= known:
-                raise ValueError(f"{key} is {flat.get(key)!r}, and {default!r} by default, which is of another kind")
+                raise ValueError(
+                    f"{key} is {flat.get(key)!r}, and {default!r} by default, which is of another kind"
+                )
     except UNFIT as error:
-        raise InputError(f"{path} does not fit the configuration ({one_line(error)}); correct that") from error
+        raise InputError(
+            f"{path} does not fit the configuration ({one_line(error)}); correct that"
+        ) from error
 
 
 def _leaves(value) -> List:
@@ -238,7 +242,9 @@ def from_text(text: str, name: str = "a record") -> CN:
     try:
         cfg.merge_from_other_cfg(CN.load_cfg(text))
     except UNFIT as error:
-        raise InputError(f"the configuration in {name} cannot be read ({one_line(error)}); give another") from error
+        raise InputError(
+            f"the configuration in {name} cannot be read ({one_line(error)}); give another"
+        ) from error
     return cfg
 
 
@@ -316,14 +322,18 @@ def check_name(name: str) -> None:
         InputError: it cannot be one, or is one that the repository has.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
-        raise InputError(f"the name {name!r} is no name for files; choose one of letters, digits, - and _ with --name")
+        raise InputError(
+            f"the name {name!r} is no name for files; choose one of letters, digits, - and _ with --name"
+        )
     if re.search(r"-batch\d*$", name):
         raise InputError(
             f"the name {name!r} would be read as a number of images a batch; choose another with --name"
         )
     taken = {path.stem.lower() for path in (EXPERIMENTS / "profiles").glob("*.yaml")} | {"local"}
     if name.lower() in taken:
-        raise InputError(f"there is a profile {name} already, the repository's own; choose another with --name")
+        raise InputError(
+            f"there is a profile {name} already, the repository's own; choose another with --name"
+        )
 
 
 def available(kind: str) -> List[str]:
@@ -339,9 +349,7 @@ def _files(kind: str) -> Dict[str, Path]:
 def nearest(kind: str, name: str, names: List[str]) -> InputError:
     """The error for an unknown name, with the nearest known one."""
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    return InputError(
-        f"there is no {kind} {name!r}: did you mean {close[0]!r}; known are {', '.join(names)}"
-    )
+    return InputError(f"there is no {kind} {name!r}: did you mean {close[0]!r}; known are {', '.join(names)}")
 
 
 def _find(kind: str, name: str) -> Path:

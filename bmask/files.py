@@ -125,7 +125,9 @@ def read_checkpoint(path: Path, device: str) -> Dict[str, Any]:
     except torch.cuda.OutOfMemoryError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions") from None
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); correct the path or its permissions"
+        ) from None
     except Exception:  # a damaged pickle raises whatever its bytes happen to ask for
         pass
     raise InputError(f"{path} is no checkpoint of a training, or cut off; {MEND}")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -31,8 +32,9 @@ from .errors import InputError, one_line
 from .files import fitting, make_folder, read_checkpoint, write_bytes, write_file
 from .images import SUFFIXES, Resize, read_image, to_rgb
 
-LONGEST, STEM = 180, 40  # bytes of an image's name in what is written of it, and characters of a longer one
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # knows more scripts than OpenCV's
+# Bytes of an image's name that leave room for what is added, of 255. A character has up to four.
+LONGEST = 200
 
 
 class Predictor:
@@ -138,13 +140,19 @@ class Predictor:
         return detector_postprocess(instances.to("cpu"), *size)
 
     @torch.no_grad()
-    def _found(self, images: Sequence[np.ndarray], min_score: float) -> List[Tuple[Instances, Tuple[int, int]]]:
+    def _found(
+        self, images: Sequence[np.ndarray], min_score: float
+    ) -> List[Tuple[Instances, Tuple[int, int]]]:
         """For each image its instances at the scale of the model's input, and the image's height and width."""
         batch = [self.inputs(image) for image in images]
-        with torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what detectron2 calls in torch: nothing that a reader can mend
+        with (
+            torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of what detectron2 calls: nothing that a reader can mend
             outputs = self.model.inference(batch, do_postprocess=False)
-        outputs = outputs[0] if isinstance(outputs, tuple) else outputs  # of a panoptic model, which has more to say
+        if isinstance(outputs, tuple):  # of a panoptic model, which has more to say
+            outputs = outputs[0]
         found = [instances[instances.scores >= min_score] for instances in outputs]
         for instances in found:
             instances.pred_masks = instances.pred_masks.float()
@@ -219,9 +227,15 @@ def image_paths(names: Union[str, Path, Sequence[Union[str, Path]]]) -> List[Pat
             if os.path.lexists(path):
                 here = _images_at(path)
             else:
-                here = [p for match in sorted(glob.glob(str(name), recursive=True)) for p in _images_at(Path(match))]
+                here = [
+                    p
+                    for match in sorted(glob.glob(str(name), recursive=True))
+                    for p in _images_at(Path(match))
+                ]
         except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror}); correct the path or its permissions") from None
+            raise InputError(
+                f"{name} cannot be read ({error.strerror}); correct the path or its permissions"
+            ) from None
         if not here:
             raise InputError(f"there is no image {name}; name files, folders or patterns")
         found += here
@@ -239,18 +253,19 @@ def written_files(paths: Sequence[Path], boundaries: bool) -> Dict[Path, List[st
     """What is written about each image: its overlay and its map of boundaries, relative to the folder of all.
 
     The image's whole name, and its folders below the one that all images are in, stand before what is added: no two
-    images share a file. Of a name that leaves no room for that there is the beginning, and digits that stand for it.
+    images share a file. Digits that stand for its place are in names that differ from others in small and capital
+    letters alone, which some disks take for one, and in those that would be too long.
     """
-    places = {path: Path(os.path.abspath(path)) for path in paths}
-    above = os.path.commonpath([place.parent for place in places.values()])
-    written = {}
-    for path, place in places.items():
-        name = os.fsencode(place.name)
-        if len(name) > LONGEST:
-            place = place.with_name(f"{place.name[:STEM]}-{hashlib.sha256(name).hexdigest()[:12]}")
-        kinds = ("overlay", "boundaries")[: 1 + boundaries]
-        written[path] = [f"{os.path.relpath(place, above)}.{kind}.png" for kind in kinds]
-    return written
+    places = {path: os.path.abspath(path) for path in paths}
+    above = os.path.commonpath([os.path.dirname(place) for place in places.values()])
+    names = {path: Path(os.path.relpath(place, above)) for path, place in places.items()}
+    alike = Counter(str(name).casefold() for name in names.values())
+    for path, name in names.items():
+        if alike[str(name).casefold()] > 1 or len(os.fsencode(name.name)) > LONGEST:
+            place = hashlib.sha256(os.fsencode(places[path])).hexdigest()
+            names[path] = name.with_name(f"{name.name[: LONGEST // 5]}-{place[:12]}")
+    kinds = ("overlay", "boundaries")[: 1 + boundaries]
+    return {path: [f"{name}.{kind}.png" for kind in kinds] for path, name in names.items()}
 
 
 def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bool = True) -> None:
@@ -268,11 +283,15 @@ def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bo
     for folder in {out, *(path.parent for path in written)}:
         place = _place(folder)
         if place and place in folders:
-            raise InputError(f"{folder} is the folder of {folders[place]}, which is read; name another with --out")
+            raise InputError(
+                f"{folder} is the folder of {folders[place]}, which is read; name another with --out"
+            )
     for path in written:
         place = _place(path)
         if place and place in places:
-            raise InputError(f"{path} would replace {places[place]}, which is read; name another place with --out")
+            raise InputError(
+                f"{path} would replace {places[place]}, which is read; name another place with --out"
+            )
 
 
 def _place(path: Path) -> Optional[Tuple[int, int]]:
@@ -315,7 +334,9 @@ def predict(
                 for name, picture in zip(written[path], pictures):
                     write_bytes(out / name, picture)
             except (InputError, MemoryError, RuntimeError) as error:
-                said = InputError(f"{path} is too much for this machine or model ({one_line(error)}); make it smaller")
+                said = InputError(
+                    f"{path} is too much for this machine or model ({one_line(error)}); make it smaller"
+                )
                 broken.append(str(error if isinstance(error, InputError) else said))
                 tqdm.write(f"bmask: {broken[-1]}", file=sys.stderr)
                 continue

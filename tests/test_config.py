@@ -35,14 +35,16 @@ def test_a_profile_of_your_own_is_resolved(profile):
     "text",
     [
         "SMOKE\nSEED: !!python/object/apply:os.mkdir [{0}/ran]",
-        "SMOKE\nSOLVER: {{MAX_ITER: !!python/object/apply:eval ['__import__(\"os\").mkdir(\"{0}/ran\")']}}",
+        'SMOKE\nSOLVER: {{MAX_ITER: !!python/object/apply:eval [\'__import__("os").mkdir("{0}/ran")\']}}',
     ],
 )
 def test_no_code_is_run_by_loading_a_profile_or_what_it_builds_on(profile, tmp_path, text):
     load = profile(text.format(tmp_path))
     complaint(load, "mine.yaml", "could not determine a constructor")
     complaint(profile("_BASE_: mine.yaml\n", "next"), "next.yaml", "mine.yaml")
-    complaint(lambda: config.from_text(text.removeprefix("SMOKE\n").format(tmp_path), "record.json"), "record.json")
+    complaint(
+        lambda: config.from_text(text.removeprefix("SMOKE\n").format(tmp_path), "record.json"), "record.json"
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -80,7 +82,11 @@ def test_a_training_has_an_iteration_and_an_image(profile, text):
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "smoke/../x", "smoke.yaml", ".", ""])
 def test_no_profile_or_variant_lies_outside_its_folder(name, tmp_path, capsys):
-    for command in (["table", "3", "--profile", name], ["work", name], ["work", "mask_rcnn", "--profile", name]):
+    for command in (
+        ["table", "3", "--profile", name],
+        ["work", name],
+        ["work", "mask_rcnn", "--profile", name],
+    ):
         assert main(command) == 2
         assert f"{name!r}: did you mean" in capsys.readouterr().err
 
@@ -102,7 +108,8 @@ def test_seeds_are_whole_numbers_with_commas_between(seeds, expected):
 
 
 @pytest.mark.parametrize(
-    "seeds", ["-1", "", "0,,1", "0 1", "1.5", "one", "4294967296", "9" * 5000, -1, 1.0, True, None, [], [0, -1]]
+    "seeds",
+    ["-1", "", "0,,1", "0 1", "1.5", "one", "4294967296", "9" * 5000, -1, 1.0, True, None, [], [0, -1]],
 )
 def test_what_is_no_seed_is_refused(seeds):
     complaint(lambda: config.parse_seeds(seeds), "SEEDS is", "from 0 to 4294967295")
@@ -121,7 +128,23 @@ def test_names_that_folders_can_have(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", "../../x", "lab/mine", "a b", "a.b", "-x", "cells-batch8", "x-batch", "cpu", "CPU", "local"],
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "../../x",
+        "lab/mine",
+        "a b",
+        "a.b",
+        "-x",
+        "cells-batch8",
+        "x-batch",
+        "cpu",
+        "CPU",
+        "local",
+        None,
+    ],
 )
 def test_names_that_lie_elsewhere_or_mean_something_else_are_refused(name):
     complaint(lambda: config.check_name(name), repr(name).strip("'"), "--name")
@@ -136,8 +159,18 @@ def test_make_hands_on_each_variable_as_one_argument(tmp_path, value):
     python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     python.chmod(0o755)
     for target in ("reproduce-table-3", "submission-coco"):
-        command = ["make", "-s", "-o", "setup", target, f"VENV={tmp_path}", *(f"{name}={value}" for name in names)]
-        said = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True, check=True).stdout
+        command = [
+            "make",
+            "-s",
+            "-o",
+            "setup",
+            target,
+            f"VENV={tmp_path}",
+            *(f"{name}={value}" for name in names),
+        ]
+        said = subprocess.run(
+            command, cwd=config.REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout
         arguments = said.split("\0")
         flags = [flag for flag in names.values() if any(a.startswith(f"--{flag}=") for a in arguments)]
         assert "profile" in flags and len(flags) == (4 if value else 3) - (target == "reproduce-table-3")

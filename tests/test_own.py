@@ -73,6 +73,8 @@ def test_the_schedule_is_scaled_to_the_data_and_the_batch(pair):
     assert cfg.INPUT.MIN_SIZE_TEST == 800 and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
     assert cfg.MODEL.WEIGHTS.endswith("R-50.pkl") and cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [32]
     assert "45000 iterations (12 passes over 30000 images" in chosen
+    with pytest.raises(own.InputError, match="there is a profile cpu already"):
+        own.write_profile("cpu", *pair, device="cuda")
     other = pair[1][1]._replace(classes={"cat": 3})
     with pytest.raises(own.InputError, match="has the classes cat"):
         own.write_profile("new", pair[0], (pair[1][0], other), device="cuda")
@@ -117,7 +119,8 @@ def test_a_very_short_training_is_one(pair, iterations):
 
 
 @pytest.mark.parametrize(
-    "more", [["--name", "../../x"], ["--name", "cpu"], ["--name", ""], ["--batch", "-1"], ["--iterations", "-5"]]
+    "more",
+    [["--name", "../../x"], ["--name", "cpu"], ["--name", ""], ["--batch", "-1"], ["--iterations", "-5"]],
 )
 def test_what_cannot_be_trained_is_said_before_the_data_are_read(mine, monkeypatch, output, capsys, more):
     monkeypatch.setattr(config, "OUTPUT", output)
@@ -180,25 +183,24 @@ def test_the_data_check_finds_one_of_each_defect(defects):
     found = survey(defects / "bad.json", defects)
     errors, warnings = "\n".join(found.errors), "\n".join(found.warnings)
     for words in (
-        "1 images are not in",
-        "(f.png)",
-        "1 images cannot be read, or are cut off (c.png)",
-        "1 images have another size than the file says (b.png)",
-        "Duplicate image ID",
-        "Duplicate annotation ID",
-        "image IDs not present in images (2)",
-        "category IDs not present in categories (3)",
-        "has a polygon of 2 points where three are needed; correct or remove the annotation (5)",
-        "has a mask of zero area; remove it (6)",
-        "has an RLE of size [4, 4] where the image is [40, 50]",
-        "has an RLE that does not decode to its image's number of pixels; encode the mask again (8)",
+        "image id 3 occurs more than once",
+        "image 5 (f.png) is not in",
+        "c.png is no image that can be read (",
+        "image 1 (b.png: 41 x 50 in the list, 40 x 50 as displayed) has another size",
+        "annotation id 1 occurs more than once",
+        "annotation 2 names image 99",
+        "annotation 3 of image 0 (a.png) names category 7",
+        "annotation 5 of image 0 (a.png) has a polygon of 2 points where three are needed; correct or remove",
+        "annotation 6 of image 0 (a.png) has a mask of zero area; remove it",
+        "annotation 7 of image 0 (a.png) has an RLE of size [4, 4] where the image is [40, 50]",
+        "annotation 8 of image 0 (a.png) has an RLE that does not decode to its image's number of pixels",
     ):
         assert words in errors, words
     for words in (
-        "degenerate bboxes",
-        "outside the image",
-        "zero annotation instances (2)",
-        "more than once (e.png)",
+        "annotation 4 of image 3 (d.png) has a box without width or height",
+        "annotation 10 of image 4 (e.png) has a box that lies elsewhere than its mask",
+        "1 categories have no annotation (unused)",
+        "1 files are listed more than once (e.png)",
     ):
         assert words in warnings, words
     assert found.crowds == 1 and found.rle and found.classes == {"thing": 10, "unused": 0}

@@ -205,7 +205,16 @@ def test_a_folder_without_permission_is_one_sentence(tmp_path, monkeypatch):
 def test_an_output_folder_that_is_a_file_is_one_sentence(bmask, tmp_path):
     (tmp_path / "file").touch()
     status, _, err = finished(
-        bmask("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu", output=tmp_path / "file")
+        bmask(
+            "run",
+            "--variant",
+            "bmask_rcnn",
+            "--profile",
+            "smoke",
+            "--device",
+            "cpu",
+            output=tmp_path / "file",
+        )
     )
     assert status == 2 and "cannot be written (Not a directory)" in err and "Traceback" not in err
 
@@ -222,7 +231,9 @@ def test_a_run_does_not_go_on_from_a_checkpoint_that_is_none(output, content):
     else:
         checkpoint.write_bytes(content)
     before = checkpoint.read_bytes()
-    complaint(lambda: runs.work(RUN, runs.Options(device="cpu")), str(checkpoint), "remove it to train the run anew")
+    complaint(
+        lambda: runs.work(RUN, runs.Options(device="cpu")), str(checkpoint), "remove it to train the run anew"
+    )
     assert checkpoint.read_bytes() == before and not RUN.own_record.exists()
 
 
