@@ -1,7 +1,6 @@
 """The configuration keys, and how a variant, a profile and a seed become one resolved configuration."""
 
 import difflib
-import functools
 import hashlib
 import json
 import os
@@ -177,7 +176,7 @@ def _merge(cfg: CN, path: Path) -> None:
             raise ValueError("it holds no keys with values")
         cfg.merge_from_file(str(path), allow_unsafe=False)
         flat = _flat(cfg)
-        for key, default in _default_values().items():
+        for key, default in _flat(_defaults()).items():
             # yacs compares types, but takes null for anything, and does not look into lists.
             kinds, known = (set(map(_kind, _leaves(x))) for x in (flat.get(key), default))
             if default is not None and known and not kinds <= known:
@@ -265,7 +264,7 @@ def identity(cfg: CN) -> str:
 
     Keys at their defaults do not count, so a key that is added later leaves the runs that do not use it alone.
     """
-    defaults = _default_values()
+    defaults = _flat(_defaults())
     chosen = {
         key: value
         for key, value in _flat(cfg).items()
@@ -280,11 +279,6 @@ def _defaults() -> CN:
     add_bmask_config(cfg)
     add_study_config(cfg)
     return cfg
-
-
-@functools.lru_cache(1)
-def _default_values() -> Dict[str, Any]:
-    return _flat(_defaults())
 
 
 def _flat(node: CN, prefix: str = "") -> Dict[str, Any]:
