@@ -13,7 +13,6 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-import yaml
 from detectron2 import model_zoo
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode, get_cfg
@@ -22,9 +21,9 @@ from detectron2.projects.point_rend import add_pointrend_config
 from tqdm.auto import tqdm
 
 from . import datasets, evaluate, runs
-from .config import add_bmask_config, add_study_config, check_heads
+from .config import UNFIT, add_bmask_config, add_study_config, check_heads
 from .datasets.check import check_coco
-from .errors import InputError
+from .errors import InputError, one_line
 
 # In some versions' checkpoints and not in others', and without effect on what a model of this configuration detects.
 HARMLESS = re.compile(r"pixel_mean$|pixel_std$|anchor_generator\.cell_anchors|\.num_batches_tracked$")
@@ -89,13 +88,13 @@ def load(
     try:
         model = build_model(cfg)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{config_file} describes no model ({_words(error)}); correct it") from error
+        raise InputError(f"{config_file} describes no model ({one_line(error)}); correct it") from error
     try:
         report = _fill(model, checkpoint)
     except ValueError as error:  # of detectron2's heuristics
         raise InputError(
-            f"the names in {weights} do not tell its parameters apart ({_words(error)}); give a checkpoint with whole "
-            "names"
+            f"the names in {weights} do not tell its parameters apart ({one_line(error)}); give a checkpoint with "
+            "whole names"
         ) from None
     if not report.loaded:
         raise InputError(
@@ -142,18 +141,9 @@ def read_config(config_file) -> CfgNode:
     cfg = _Config(cfg)
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
-    except (
-        AssertionError,
-        AttributeError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        yaml.YAMLError,
-    ) as error:
+    except UNFIT as error:
         raise InputError(
-            f"{config_file} does not fit the configuration ({_words(error)}); correct or remove that"
+            f"{config_file} does not fit the configuration ({one_line(error)}); correct or remove that"
         ) from error
     if not cfg.MODEL.MASK_ON:
         raise InputError(
@@ -328,9 +318,3 @@ def _first(names: List[str]) -> str:
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def _words(error: Exception) -> str:
-    """An error's message in one line."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()).rstrip(".").replace(". ", ", ") or type(error).__name__
