@@ -3,7 +3,7 @@
 import ipywidgets as widgets
 import numpy as np
 
-from . import draw, figures, runs, tables
+from . import draw, figures, tables
 from .errors import InputError
 
 
@@ -13,11 +13,10 @@ def boundary_losses(profile: str) -> widgets.Widget:
     Raises:
         InputError: Fig. 6 has not been made; says which command makes it.
     """
-    folders = runs.results(profile), runs.shipped(profile)
-    made = [found["figure-6"] for found in (tables.made(profile, f) for f in folders) if "figure-6" in found]
-    if not made:
+    folder = tables.made_in("figure-6", profile)
+    if not folder:
         raise InputError(f"Figure 6 has not been made; `make reproduce-figure-6 PROFILE={profile}` makes it")
-    seed = made[0][0]
+    seed = tables.made(profile, folder)["figure-6"][0]
     images, kept = figures.loss_predictions(profile, [seed])
     image = widgets.IntSlider(0, 0, len(images.pictures) - 1, description="image")
     place = widgets.IntSlider(0, 0, 0, description="object")

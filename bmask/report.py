@@ -79,7 +79,7 @@ def differences() -> List[str]:
 def against_shipped() -> List[str]:
     """For each profile, in a line, how far runs that were made here are from the shipped records of the same runs."""
     lines = []
-    for folder in sorted(path.parent for path in (runs.OUTPUT / "results/local").glob("*/runs")):
+    for folder in sorted(path.parent for path in runs.local().glob("*/runs")):
         apart = {}  # in AP, or NaN where one has failed
         for path in sorted((folder / "runs").glob("*.json")):
             twin = runs.shipped(folder.name) / "runs" / path.name

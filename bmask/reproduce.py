@@ -108,10 +108,9 @@ def show(item: str, profile: str, seeds: str, train: bool, **options) -> List[Pa
     Raises:
         InputError: wrong parameters, or a run has failed.
     """
-    if not train:
-        for folder in (runs.results(profile), runs.shipped(profile)):
-            if item in tables.made(profile, folder):
-                return report.written(item, folder)
+    folder = None if train else tables.made_in(item, profile)
+    if folder:
+        return report.written(item, folder)
     with stoppable():
         whole, written = make([item], profile, config.parse_seeds(seeds), runs.Options(**options))
     if not whole:

@@ -45,9 +45,14 @@ def shipped(profile: str = "") -> Path:
     return SHIPPED / profile
 
 
+def local(profile: str = "") -> Path:
+    """The folder of the results of a profile, or of all, that are made here."""
+    return OUTPUT / "results" / "local" / profile
+
+
 def results(profile: str = "") -> Path:
     """The folder that results of a profile, or of all, are written to."""
-    return shipped(profile) if PUBLISH else OUTPUT / "results" / "local" / profile
+    return shipped(profile) if PUBLISH else local(profile)
 
 
 def profiles(folder: Path) -> List[str]:

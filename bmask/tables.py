@@ -325,6 +325,12 @@ def made(profile: str, folder: Optional[Path] = None) -> Dict[str, List[int]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def made_in(item: str, profile: str) -> Optional[Path]:
+    """The folder of results that has a table or figure: the local one where it does, or else the shipped one."""
+    folders = runs.results(profile), runs.shipped(profile)
+    return next((folder for folder in folders if item in made(profile, folder)), None)
+
+
 def note_made(item: str, profile: str, seeds: List[int]) -> None:
     """Add a table or figure to what has been :func:`made`."""
     items = {**made(profile), item: seeds}
