@@ -1,36 +1,33 @@
 """The command line: ``python -m bmask --help``."""
 
 import argparse
+import itertools
 import logging
 import sys
 import warnings
 from pathlib import Path
 
-from .errors import InputError, Stopped, shown
-
-_NAME = f"{InputError.__module__}.{InputError.__name__}: "
+from .errors import InputError, Stopped, escaped
 
 
 def main(arguments=None) -> int:
     """Run one command. Returns the exit status: 0, 1 for a failed run, 2 for wrong input, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a file's name, or a class's, may be beyond what can be printed here
+        # A file's name, or a class's, may be beyond what can be printed here.
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:
         return options.command(options) or 0
     except InputError as error:
-        # That of a process that reads images comes with its stack trace in front.
-        print(f"bmask: {str(error).strip().splitlines()[-1].removeprefix(_NAME)}", file=sys.stderr)
+        print(f"bmask: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"bmask: {Stopped()}", file=sys.stderr)
         return 130
     except PermissionError as error:
         print(
-            f"bmask: {shown(error.filename)} is not for this user to read; change its permissions",
+            f"bmask: {escaped(error.filename)} is not for this user to read; change its permissions",
             file=sys.stderr,
         )
         return 2
@@ -330,12 +327,11 @@ def _predict(options) -> int:
     paths, out = image_paths(options.images), options.out
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    written = [name for names in written_files(paths, options.boundaries).values() for name in names]
-    keep_apart(out, written, paths, beside=False)
-    keep_apart(out, [*written, "predictions.json"], _model_files(options))
+    written = written_files(paths, options.boundaries)
+    keep_apart(out, ["predictions.json", *itertools.chain(*written.values())], _model_files(options), paths)
     predictor = Predictor(options.weights, options.config, options.device, options.boundaries)
-    broken = predict(predictor, paths, out, options.min_score, options.boundaries)
-    print(f"{shown(out)}: {len(paths) - len(broken)} of {len(paths)} images")
+    broken = predict(predictor, written, out, options.min_score, options.boundaries)
+    print(f"{escaped(out)}: {len(paths) - len(broken)} of {len(paths)} images")
     return 1 if broken else 0
 
 
@@ -353,7 +349,7 @@ def _export(options) -> int:
     keep_apart(out.parent, [out.name], [options.image, *_model_files(options)])
     image = read_image(options.image)
     Predictor(options.weights, options.config, options.device).export(out, image)
-    print(shown(out))
+    print(escaped(out))
 
 
 def _work(options) -> int:

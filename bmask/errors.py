@@ -13,7 +13,7 @@ class InputError(Exception):
         text = super().__str__()
         if text.startswith("Caught "):  # in another process, which sends its stack trace along
             text = text.strip().splitlines()[-1].removeprefix(f"{__name__}.InputError: ")
-        return shown(text)
+        return escaped(text)
 
     def _render_traceback_(self):
         """What IPython shows in the place of a stack trace."""
@@ -38,7 +38,7 @@ def stoppable():
         raise Stopped from None
 
 
-def shown(text) -> str:
+def escaped(text) -> str:
     """On one line, with what cannot be printed escaped: a name has line breaks, or bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 

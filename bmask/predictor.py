@@ -3,7 +3,6 @@
 import functools
 import glob
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -268,17 +267,18 @@ def written_files(paths: Sequence[Path], boundaries: bool) -> Dict[Path, List[st
     return {path: [f"{name}.{kind}.png" for kind in kinds] for path, name in names.items()}
 
 
-def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], beside: bool = True) -> None:
+def keep_apart(out: Path, names: Iterable[str], read: Sequence[Path], images: Sequence[Path] = ()) -> None:
     """See that nothing that is written to the folder ``out``, under ``names``, replaces what is read.
 
     Args:
-        beside: whether it may lie beside what is read.
+        read: files beside which it may be written.
+        images: files whose folders nothing is written to.
 
     Raises:
         InputError: something would, by whatever name or link.
     """
-    places = {_place(path): path for path in read}
-    folders = {} if beside else {_place(path.parent): path for path in read}
+    places = {_place(path): path for path in (*read, *images)}
+    folders = {_place(path.parent): path for path in images}
     written = [out / name for name in names]
     for folder in {out, *(path.parent for path in written)}:
         place = _place(folder)
@@ -304,7 +304,7 @@ def _place(path: Path) -> Optional[Tuple[int, int]]:
 
 
 def predict(
-    predictor: Predictor, paths: List[Path], out: Path, min_score: float, boundaries: bool
+    predictor: Predictor, written: Dict[Path, List[str]], out: Path, min_score: float, boundaries: bool
 ) -> List[str]:
     """Write, for each image, what is found in it, and ``predictions.json`` of all, in COCO format with scores.
 
@@ -312,6 +312,7 @@ def predict(
     ``boundaries``. It is written when this is interrupted as well, with what has been found.
 
     Args:
+        written: the images and what is written of each, from :func:`written_files`, kept apart by :func:`keep_apart`.
         min_score: instances below are left out.
         boundaries: also write the strongest boundary at each pixel, 0 to 255.
 
@@ -319,19 +320,17 @@ def predict(
         What is wrong with the images that could not be read or looked at, a sentence each.
 
     Raises:
-        InputError: nothing can be written to ``out``, or it has the images in it.
+        InputError: nothing can be written to ``out``.
     """
-    written = written_files(paths, boundaries)
-    keep_apart(out, itertools.chain(*written.values()), paths, beside=False)
     make_folder(out)
     categories = [{"id": k, "name": name} for k, name in enumerate(predictor.classes, 1)]
     content = {"images": [], "annotations": [], "categories": categories}
     broken = []
     try:
-        for path in tqdm(paths, unit="image"):
+        for path, names in tqdm(written.items(), unit="image"):
             try:
                 size, annotations, pictures = _looked_at(predictor, path, min_score, boundaries)
-                for name, picture in zip(written[path], pictures):
+                for name, picture in zip(names, pictures):
                     write_bytes(out / name, picture)
             except (InputError, MemoryError, RuntimeError) as error:
                 said = InputError(
@@ -342,7 +341,7 @@ def predict(
                 continue
             number = len(content["images"]) + 1
             image = {"id": number, "file_name": str(path), "height": size[0], "width": size[1]}
-            content["images"].append(image | dict(zip(("overlay", "boundaries"), written[path])))
+            content["images"].append(image | dict(zip(("overlay", "boundaries"), names)))
             for annotation in annotations:
                 ids = {"id": len(content["annotations"]) + 1, "image_id": number}
                 content["annotations"].append(ids | annotation)
