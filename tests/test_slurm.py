@@ -237,6 +237,6 @@ def test_of_a_failed_job_the_last_line_is_shown(slurm, output, bmask):
     status, _, err = finished(bmask(*ONE, "--launcher", "slurm"))
     assert status == 1
     last = (RUN.folder / "log.txt").read_text().strip().splitlines()[-1]
-    assert f"{RUN.name} stopped with status 1; the last line of {RUN.folder / 'log.txt'} is: {last}" in err
+    assert f"{RUN.name} stopped with status 2; the last line of {RUN.folder / 'log.txt'} is: {last}" in err
     status, _, err = finished(bmask(*ONE, "--launcher", "slurm", "--slurm", "partition=none"))
     assert status == 2 and "Invalid partition" in err and "Traceback" not in err
