@@ -1,9 +1,11 @@
 """The interactive part of Fig. 6: choose an object, and see what each loss makes of its boundary. Needs Jupyter."""
 
+from contextlib import nullcontext
+
 import ipywidgets as widgets
 import numpy as np
 
-from . import draw, figures, tables
+from . import draw, figures, runs, tables
 from .errors import InputError
 
 
@@ -17,7 +19,9 @@ def boundary_losses(profile: str) -> widgets.Widget:
     if not folder:
         raise InputError(f"Figure 6 has not been made; `make reproduce-figure-6 PROFILE={profile}` makes it")
     seed = tables.made(profile, folder)["figure-6"][0]
-    images, kept = figures.loss_predictions(profile, [seed])
+    # Of runs that were made here for a table alone no predictions have been kept: those of the figure count.
+    with runs.as_shipped() if folder == runs.shipped(profile) else nullcontext():
+        images, kept = figures.loss_predictions(profile, [seed])
     image = widgets.IntSlider(0, 0, len(images.pictures) - 1, description="image")
     place = widgets.IntSlider(0, 0, 0, description="object")
     confidence = widgets.FloatSlider(0.9, min=0.55, max=0.95, step=0.05, description="confidence")

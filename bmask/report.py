@@ -147,7 +147,7 @@ def build(folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as draft:
         source, site = Path(draft) / "source", Path(draft) / "site"
         commits = {}
-        with runs.as_shipped(runs.shipped()):
+        with runs.as_shipped():
             for profile in shipped:
                 _write_profile(source / profile, profile, commits)
             said = findings.text(shipped)

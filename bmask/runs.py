@@ -61,11 +61,11 @@ def profiles(folder: Path) -> List[str]:
 
 
 @contextmanager
-def as_shipped(folder: Path):
-    """Within it results are read from, and written to, the shipped ones alone, which are in ``folder``."""
+def as_shipped(folder: Optional[Path] = None):
+    """Within it results are read from, and written to, the shipped ones alone, as if they were in ``folder``."""
     global SHIPPED, PUBLISH
     before = SHIPPED, PUBLISH
-    SHIPPED, PUBLISH = folder, True
+    SHIPPED, PUBLISH = folder or SHIPPED, True
     try:
         yield
     finally:

@@ -12,8 +12,9 @@ import pytest
 from conftest import PATIENCE
 from IPython.core.interactiveshell import InteractiveShell
 
-from bmask import config, cost, figures, findings, pool, report, reproduce, runs, tables
+from bmask import config, cost, explore, figures, findings, pool, report, reproduce, runs, tables
 from bmask.errors import InputError, Stopped
+from bmask.files import write_bytes
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +241,19 @@ def test_a_notebook_shows_what_was_made_here_where_something_was(site, everythin
     assert shown == everything / "results/local/smoke/table3.md"
     monkeypatch.setattr(runs, "OUTPUT", everything / "empty")
     assert reproduce.show("3", "smoke", "5", False) == [everything / "shipped/smoke/table3.md"]
+
+
+def test_figure_6_is_looked_into_as_it_is_shipped_when_its_runs_were_made_here_for_a_table(
+    site, everything, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, "SHIPPED", everything / "shipped")
+    monkeypatch.setattr(runs, "OUTPUT", tmp_path)
+    run = runs.Run("bmask_rcnn", "smoke", 0)
+    made = runs.as_json({**run.record(), "made": "here"})
+    write_bytes(run.published, made)
+    top, *_ = explore.boundary_losses("smoke").children
+    assert top.children[0].children[0].max == 3  # of four images
+    assert run.published.read_bytes() == made and not runs.PUBLISH
 
 
 @pytest.mark.parametrize("raised", [InputError("wrong; mend it"), KeyboardInterrupt()], ids=repr)
