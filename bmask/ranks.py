@@ -72,3 +72,14 @@ def join(store: distributed.Store, device: str) -> None:
         )
     comm.create_local_process_group(per_machine)
     comm.synchronize()
+
+
+def leave() -> bool:
+    """Once the ranks have nothing more to tell each other: give the process group up. Returns whether this was rank 0.
+
+    A process that ends with its group may be aborted: gloo's threads outlive the interpreter.
+    """
+    is_main = comm.is_main_process()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return is_main

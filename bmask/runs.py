@@ -382,7 +382,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         return
     model = evaluate.load_model(cfg, trained_as.folder / "checkpoint.pth")
     detections, milliseconds = detect(model, total)
-    if not comm.is_main_process():
+    if not ranks.leave():
         return
     measure = partial(
         evaluate.average_precision,
