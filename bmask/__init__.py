@@ -1,4 +1,4 @@
-"""Boundary-preserving Mask R-CNN (Cheng, Wang, Huang and Liu, ECCV 2020), and the study of it.
+"""Boundary-preserving Mask R-CNN (Cheng, Wang, Huang and Liu, ECCV 2020); the study of it is :mod:`bmask.study`.
 
 ``from bmask import add_bmask_config`` is all that a detectron2 project needs: it registers the mask heads and
 adds their configuration keys.
@@ -9,17 +9,10 @@ import warnings
 with warnings.catch_warnings():
     # detectron2's imports use what is deprecated: nothing that a reader can mend.
     warnings.simplefilter("ignore")
-    from . import hrnet  # noqa: F401  registers the backbone
+    from . import backbones  # noqa: F401  registers them
+    from .ablations import MaskScoringHead, SobelMaskHead
     from .config import add_bmask_config
-    from .heads import BoundaryPreservingHead, MaskScoringHead, SobelMaskHead
+    from .head import BoundaryPreservingHead
+    from .predictor import Predictor
 
 __all__ = ["BoundaryPreservingHead", "MaskScoringHead", "Predictor", "SobelMaskHead", "add_bmask_config"]
-
-
-def __getattr__(name):
-    # What it draws with is slow to import, and of no use to a training.
-    if name == "Predictor":
-        from .predictor import Predictor
-
-        return Predictor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,50 +1,28 @@
-"""The configuration keys, and how a variant, a profile and a seed become one resolved configuration."""
-
-import difflib
-import hashlib
-import json
-import os
-import re
-from pathlib import Path
-from typing import Any, Dict, List
+"""The configuration keys of the mask heads and backbones, and configurations that come as text."""
 
 import yaml
-from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.projects.point_rend import add_pointrend_config
 
+from .ablations import FusionBlocksHead, RefinedMasksHead, SobelMaskHead
 from .errors import InputError, one_line
-from .heads import JointHead
+from .head import BoundaryPreservingHead
+from .joint import JointHead
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-EXPERIMENTS = REPOSITORY / "experiments"
-# Everything that is written goes under this folder: data/, profiles/, runs/ and results/.
-OUTPUT = Path(os.environ.get("BMASK_OUTPUT") or REPOSITORY)
-LARGEST_SEED = 2**32 - 1  # that numpy takes
 # What YAML, yacs and detectron2 raise for a file that is no configuration.
 UNFIT = (
     AssertionError, AttributeError, KeyError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, yaml.YAMLError,
 )  # fmt: skip
-# What changes where and how fast a run is computed, but not what is computed. Other backbones are what a variant may
-# ask for, and count where one does, by what they set; what data are counts by their fingerprint.
-NOT_IDENTITY = (
-    "OUTPUT_DIR",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "VIS_PERIOD",
-    "TEST.EVAL_PERIOD",
-    "STUDY.LOG_PERIOD",
-    "STUDY.COST_INPUT",
-    "STUDY.DEEPER_RESNET",
-    "STUDY.HRNET",
-    "STUDY.OWN.TRAIN_JSON",
-    "STUDY.OWN.TRAIN_IMAGES",
-    "STUDY.OWN.VAL_JSON",
-    "STUDY.OWN.VAL_IMAGES",
-)
+
+
+def default_config() -> CN:
+    """detectron2's defaults, PointRend's, and :func:`add_bmask_config`'s."""
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    add_bmask_config(cfg)
+    return cfg
 
 
 def add_bmask_config(cfg: CN) -> None:
@@ -67,7 +45,7 @@ def add_bmask_config(cfg: CN) -> None:
     # Fusion blocks, mask to boundary and boundary to mask (Eq. 1, Table 6).
     head.M2B_FUSION = True
     head.B2M_FUSION = True
-    # How often both are done, one after the other, with as many 3x3 convolutions (Section 4.2).
+    # FusionBlocksHead: how often both are done, one after the other, with as many 3x3 convolutions (Section 4.2).
     head.NUM_FUSION_BLOCKS = 1
     # What the boundary branch learns: "boundary", "mask", or "none" for no loss at all (Table 4).
     head.SUPERVISION = "boundary"
@@ -81,7 +59,7 @@ def add_bmask_config(cfg: CN) -> None:
     head.THRESHOLD = 0.0
     # At inference the boundary is not needed. True adds it to the instances, as pred_boundaries.
     head.OUTPUT_BOUNDARIES = False
-    # At inference, average each mask with what its boundary encloses (Section 4.5).
+    # RefinedMasksHead: average each mask with what its boundary encloses, at inference (Section 4.5).
     head.REFINE_MASKS = False
     # A MaskIoU head beside the mask head (Table 2). The mask head has to be one of this package; Mask R-CNN's own is
     # MaskScoringHead here.
@@ -95,259 +73,47 @@ def add_bmask_config(cfg: CN) -> None:
     cfg.MODEL.HRNET.PRETRAINED = False
 
 
-def add_study_config(cfg: CN) -> None:
-    """Add the keys of the study: data, and how a run is carried out."""
-    cfg.STUDY = CN()
-    # "shapes" (generated), "nuclei", "coco", "cityscapes", or "own" with its four places.
-    cfg.STUDY.DATASET = "shapes"
-    cfg.STUDY.OWN = CN({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
-    cfg.STUDY.SHAPES = CN()
-    # The seed of the pictures. It is not the seed of the run: all runs see the same data.
-    cfg.STUDY.SHAPES.SEED = 0
-    cfg.STUDY.SHAPES.NUM_TRAIN = 400
-    cfg.STUDY.SHAPES.NUM_VAL = 100
-    # Side of the square images in pixels.
-    cfg.STUDY.SHAPES.IMAGE_SIZE = 128
-    # How far the polygons that are trained on may be off, as a share of the square root of the object's area; 0 trains
-    # on the exact masks. Tested on exact masks always, and then on polygons as coarse as well (Section 4.4).
-    cfg.STUDY.SHAPES.COARSENESS = 0.0
-    # Leave out annotations with an empty mask instead of refusing the data: COCO's own release has a few.
-    cfg.STUDY.DROP_ZERO_AREA = False
-    # "sgd", the paper's, or "adamw", which learns from scratch in some hundred iterations where SGD does not.
-    cfg.STUDY.OPTIMIZER = "sgd"
-    # Threads of one run on the CPU. Part of what is computed: sums are rounded in another order with more.
-    cfg.STUDY.THREADS = 1
-    # Iterations between two looks at the losses.
-    cfg.STUDY.LOG_PERIOD = 10
-    # What a variant may change of its profile, for Table 1: the backbone, "resnet" (the profile's), "deeper_resnet" or
-    # "hrnet", and the factor of the input size.
-    cfg.STUDY.BACKBONE = "resnet"
-    cfg.STUDY.INPUT_SCALE = 1.0
-    # Depth and name of these other backbones in the profile: the paper's where it does not say otherwise.
-    cfg.STUDY.DEEPER_RESNET = 101
-    cfg.STUDY.HRNET = "hrnet_w32"
-    # A variant with the weights of this one, which differs at inference alone: nothing more is trained.
-    cfg.STUDY.TRAINED_AS = ""
-    # Height and width in pixels of the input that Table 8 is measured with.
-    cfg.STUDY.COST_INPUT = (600, 1000)
-
-
-def resolve(variant: str, profile: str, seed: int = 0) -> CN:
-    """The whole configuration of one run.
-
-    detectron2's Mask R-CNN with ResNet-50-FPN and its 1x schedule, then the profile, then the variant, then
-    the seed. ``PROFILE-batchN`` is the profile with N images a batch, by the linear scaling rule.
-
-    Raises:
-        InputError: there is no such variant or profile, or a file does not fit.
-    """
-    cfg = _defaults()
-    _merge(cfg, Path(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")))
-    scaled = re.fullmatch(r"(.+)-batch([1-9]\d*)", profile)
-    _merge(cfg, _find("profile", scaled[1] if scaled else profile))
-    _merge(cfg, _find("variant", variant))
-    if not 0 <= seed <= LARGEST_SEED:
-        raise InputError(f"SEED is {seed}; give a whole number from 0 to {LARGEST_SEED}")
-    cfg.SEED = int(seed)
-    _set_backbone(cfg)
-    for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
-        size, scale = cfg.INPUT[name], cfg.STUDY.INPUT_SCALE
-        cfg.INPUT[name] = (
-            round(size * scale) if isinstance(size, int) else tuple(round(s * scale) for s in size)
-        )
-    if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
-        cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    check_heads(cfg, variant)
-    if scaled:
-        cfg = scale_batch(cfg, int(scaled[2]))
-    if min(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) < 1:
-        raise InputError(
-            f"the profile {profile} has {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images a batch; "
-            "give it 1 or more of both"
-        )
-    cfg.freeze()
-    return cfg
-
-
-def _merge(cfg: CN, path: Path) -> None:
-    """Merge a file, and those that it builds on. No code in them is run."""
-    try:
-        if not isinstance(yaml.safe_load(path.read_bytes()), dict):
-            raise ValueError("it holds no keys with values")
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-        flat = _flat(cfg)
-        for key, default in _flat(_defaults()).items():
-            # yacs compares types, but takes null for anything, and does not look into lists.
-            kinds, known = (set(map(_kind, _leaves(x))) for x in (flat.get(key), default))
-            if default is not None and known and not kinds <= known:
-                raise ValueError(
-                    f"{key} is {flat.get(key)!r}, and {default!r} by default, which is of another kind"
-                )
-    except UNFIT as error:
-        raise InputError(
-            f"{path} does not fit the configuration ({one_line(error)}); correct that"
-        ) from error
-
-
-def _leaves(value) -> List:
-    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
-
-
-def _kind(value) -> str:
-    return "number" if type(value) in (int, float) else type(value).__name__
-
-
-def _set_backbone(cfg: CN) -> None:
-    study, model = cfg.STUDY, cfg.MODEL
-    if study.BACKBONE == "deeper_resnet":
-        model.WEIGHTS = model.WEIGHTS.replace(f"R-{model.RESNETS.DEPTH}.", f"R-{study.DEEPER_RESNET}.")
-        model.RESNETS.DEPTH = study.DEEPER_RESNET
-    elif study.BACKBONE == "hrnet":
-        model.BACKBONE.NAME, model.HRNET.NAME = "build_hrnetv2p_backbone", study.HRNET
-        if model.WEIGHTS:  # the ResNet's, from ImageNet: take timm's, with its colours
-            model.WEIGHTS, model.HRNET.PRETRAINED = "", True
-            cfg.INPUT.FORMAT = "RGB"
-            model.PIXEL_MEAN, model.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    elif study.BACKBONE != "resnet":
-        raise InputError(
-            f"STUDY.BACKBONE is {study.BACKBONE!r}, which is not known; choose resnet, deeper_resnet or hrnet"
-        )
-
-
 def check_heads(cfg: CN, name) -> None:
-    """Raise InputError where the configuration called ``name`` wants mask scores of a head that has none to give."""
-    head = cfg.MODEL.ROI_MASK_HEAD.NAME
-    known = head in ROI_MASK_HEAD_REGISTRY and issubclass(ROI_MASK_HEAD_REGISTRY.get(head), JointHead)
-    if cfg.MODEL.MASK_SCORING and not known:
-        raise InputError(
-            f"MODEL.MASK_SCORING of the configuration {name} has no effect on the mask head {head}; take "
-            "MaskScoringHead, which is Mask R-CNN's with mask scoring, or BoundaryPreservingHead, or leave it off"
-        )
+    """Raise InputError where the configuration called ``name`` wants of its mask head what that cannot do."""
+    head, boundary = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.BOUNDARY_MASK_HEAD
+    for key, wanted, kind, instead in (
+        (
+            "MASK_SCORING",
+            cfg.MODEL.MASK_SCORING,
+            JointHead,
+            "MaskScoringHead or BoundaryPreservingHead",
+        ),
+        ("BOUNDARY_MASK_HEAD.NUM_FUSION_BLOCKS", boundary.NUM_FUSION_BLOCKS > 1, FusionBlocksHead, "FusionBlocksHead"),
+        ("BOUNDARY_MASK_HEAD.REFINE_MASKS", boundary.REFINE_MASKS, RefinedMasksHead, "RefinedMasksHead"),
+    ):
+        if wanted and not issubclass(_class_of(head), kind):
+            raise InputError(
+                f"MODEL.{key} of the configuration {name} has no effect on the mask head {head}; take {instead}, or "
+                "leave it off"
+            )
 
 
 def predicts_boundaries(cfg: CN) -> bool:
     """Whether the model can be asked for the boundaries that it has learned (``OUTPUT_BOUNDARIES``)."""
-    name, head = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.BOUNDARY_MASK_HEAD
-    return name == "SobelMaskHead" or name == "BoundaryPreservingHead" and head.SUPERVISION == "boundary"
+    kind, supervision = _class_of(cfg.MODEL.ROI_MASK_HEAD.NAME), cfg.MODEL.BOUNDARY_MASK_HEAD.SUPERVISION
+    return issubclass(kind, SobelMaskHead) or issubclass(kind, BoundaryPreservingHead) and supervision == "boundary"
+
+
+def _class_of(head: str) -> type:
+    return ROI_MASK_HEAD_REGISTRY.get(head) if head in ROI_MASK_HEAD_REGISTRY else object
 
 
 def from_text(text: str, name: str = "a record") -> CN:
-    """The configuration that a record, called ``name``, holds as YAML, not frozen. No code in it is run.
+    """The model's configuration in the YAML of a record called ``name``, not frozen. No code in it is run.
 
     Raises:
         InputError: it is no such text.
     """
-    cfg = _defaults()
+    cfg = default_config()
     try:
-        cfg.merge_from_other_cfg(CN.load_cfg(text))
+        given = CN.load_cfg(text)
+        given.pop("STUDY", None)  # data and schedule, which a model does not have
+        cfg.merge_from_other_cfg(given)
     except UNFIT as error:
-        raise InputError(
-            f"the configuration in {name} cannot be read ({one_line(error)}); give another"
-        ) from error
+        raise InputError(f"the configuration in {name} cannot be read ({one_line(error)}); give another") from error
     return cfg
-
-
-def scale_batch(cfg: CN, batch: int) -> CN:
-    """The linear scaling rule (Section 4): learning rate, iterations and steps for ``batch`` images a batch."""
-    reference = cfg.clone()
-    reference.defrost()
-    # detectron2 counts in workers: one an image comes to the rule.
-    reference.SOLVER.REFERENCE_WORLD_SIZE = reference.SOLVER.IMS_PER_BATCH
-    scaled = DefaultTrainer.auto_scale_workers(reference, batch)
-    scaled.defrost()
-    scaled.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    return scaled
-
-
-def identity(cfg: CN) -> str:
-    """Ten hexadecimal digits that stand for everything in ``cfg`` that a run's numbers depend on.
-
-    Keys at their defaults do not count, so a key that is added later leaves the runs that do not use it alone.
-    """
-    defaults = _flat(_defaults())
-    chosen = {
-        key: value
-        for key, value in _flat(cfg).items()
-        if key not in NOT_IDENTITY and (key not in defaults or value != defaults[key])
-    }
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _defaults() -> CN:
-    cfg = get_cfg()
-    add_pointrend_config(cfg)
-    add_bmask_config(cfg)
-    add_study_config(cfg)
-    return cfg
-
-
-def _flat(node: CN, prefix: str = "") -> Dict[str, Any]:
-    """{"A.B": value}, with tuples as lists: YAML does not tell them apart."""
-    items = {}
-    for name, value in node.items():
-        if isinstance(value, CN):
-            items.update(_flat(value, f"{prefix}{name}."))
-        else:
-            items[prefix + name] = json.loads(json.dumps(value))
-    return items
-
-
-def parse_seeds(seeds) -> List[int]:
-    """The seeds in "0,1,2", or a single whole number, or a list of them: in order, each once.
-
-    Raises:
-        InputError: none is given, or something else than whole numbers that are seeds.
-    """
-    parts = seeds.split(",") if isinstance(seeds, str) else seeds
-    parts = [str(part).strip() for part in (parts if isinstance(parts, (list, tuple, range)) else [parts])]
-    if not parts or not all(
-        re.fullmatch(r"\d{1,10}", part, re.ASCII) and int(part) <= LARGEST_SEED for part in parts
-    ):
-        raise InputError(
-            f"SEEDS is {seeds!r}; give whole numbers from 0 to {LARGEST_SEED} with commas between, such as 0,1,2"
-        )
-    return sorted(set(map(int, parts)))
-
-
-def check_name(name: str) -> None:
-    """Look at the name for a profile of your own, which folders will have.
-
-    Raises:
-        InputError: it cannot be one, or is one that the repository has.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
-        raise InputError(
-            f"the name {name!r} is no name for files; choose one of letters, digits, - and _ with --name"
-        )
-    if re.search(r"-batch\d*$", name):
-        raise InputError(
-            f"the name {name!r} would be read as a number of images a batch; choose another with --name"
-        )
-    taken = {path.stem.lower() for path in (EXPERIMENTS / "profiles").glob("*.yaml")} | {"local"}
-    if name.lower() in taken:
-        raise InputError(
-            f"there is a profile {name} already, the repository's own; choose another with --name"
-        )
-
-
-def available(kind: str) -> List[str]:
-    """The names of all variants or profiles, ``kind`` being "variant" or "profile", those of your own included."""
-    return sorted(_files(kind))
-
-
-def _files(kind: str) -> Dict[str, Path]:
-    folders = (OUTPUT / f"{kind}s", EXPERIMENTS / f"{kind}s")
-    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
-
-
-def nearest(kind: str, name: str, names: List[str]) -> InputError:
-    """The error for an unknown name, with the nearest known one."""
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    return InputError(f"there is no {kind} {name!r}: did you mean {close[0]!r}; known are {', '.join(names)}")
-
-
-def _find(kind: str, name: str) -> Path:
-    files = _files(kind)
-    if name not in files:
-        raise nearest(kind, name, sorted(files))
-    return files[name]

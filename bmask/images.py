@@ -1,16 +1,12 @@
 """One way of reading images, for training, evaluation, prediction and the data check."""
 
-import copy
 import re
 from pathlib import Path
-from typing import Dict, Tuple, Union
+from typing import Tuple, Union
 
 import cv2
 import numpy as np
-import torch
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from PIL import Image, ImageOps
 
 from .errors import InputError
@@ -52,9 +48,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"there is no image {path}; correct the path") from None
     except Image.DecompressionBombError:
-        raise InputError(
-            f"{path} has more than the {LIMIT:,} pixels that are read; cut it into parts"
-        ) from None
+        raise InputError(f"{path} has more than the {LIMIT:,} pixels that are read; cut it into parts") from None
     except Exception as error:  # Pillow's plugins raise what their parsers happen to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is no image that can be read ({reason}); replace or remove it") from None
@@ -72,9 +66,7 @@ def _with_16_bits(path: Union[str, Path], picture: Image.Image) -> np.ndarray:
     array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.ndim != 3 or array.shape[:2] != (picture.height, picture.width):
         raise ValueError("16 bits a colour in a form that is not known")
-    pixels = Image.fromarray(
-        np.arange(picture.height * picture.width, dtype=np.int32).reshape(array.shape[:2])
-    )
+    pixels = Image.fromarray(np.arange(picture.height * picture.width, dtype=np.int32).reshape(array.shape[:2]))
     pixels.getexif().update(picture.getexif())
     return array[:, :, 2::-1].reshape(-1, 3)[np.asarray(ImageOps.exif_transpose(pixels))]
 
@@ -120,43 +112,3 @@ class Resize(T.ResizeShortestEdge):
         if isinstance(transform, T.ResizeTransform):
             transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
         return transform
-
-
-class ImageMapper(DatasetMapper):
-    """detectron2's mapper from a record of a data set to a model's input, with :func:`read_image`.
-
-    Raises:
-        InputError: see :func:`read_image`; or the image has another size than the record says.
-    """
-
-    @classmethod
-    def from_config(cls, cfg, is_train: bool = True):
-        settings = super().from_config(cfg, is_train)
-        settings["augmentations"] = [
-            Resize(a.short_edge_length, a.max_size, "range" if a.is_range else "choice", a.interp)
-            if type(a) is T.ResizeShortestEdge
-            else a
-            for a in settings["augmentations"]
-        ]
-        return settings
-
-    def __call__(self, record: Dict) -> Dict:
-        record = copy.deepcopy(record)
-        image = read_image(record["file_name"])
-        try:
-            check_image_size(record, image)
-        except SizeMismatchError:
-            height, width = image.shape[:2]
-            raise InputError(
-                f"{record['file_name']} is {height} x {width} pixels as it is displayed, and {record['height']} x "
-                f"{record['width']} in its data set; correct height and width there"
-            ) from None
-        augmented = T.AugInput(image[:, :, ::-1] if self.image_format == "BGR" else image)
-        transforms = self.augmentations(augmented)
-        image = augmented.image
-        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if self.is_train:
-            self._transform_annotations(record, transforms, image.shape[:2])
-        else:
-            record.pop("annotations", None)
-        return record

@@ -5,10 +5,17 @@ return a scalar: the mean over instances. Without instances they return a zero t
 every rank of a distributed job has the same gradients to exchange.
 """
 
+from typing import Dict, Optional
+
 import torch
 from torch.nn import functional as F
 
+from .boundary import boundary_targets
+
 BOUNDARY_LOSSES = ("bce", "weighted_bce", "dice", "dice_bce")
+SUPERVISIONS = ("boundary", "mask", "none")
+# Of a head that learns boundaries, by the names of its parameters; capitalised, keys of MODEL.BOUNDARY_MASK_HEAD.
+OPTIONS = ("supervision", "loss", "bce_weight", "dice_squared", "threshold", "output_boundaries")
 
 
 def dice_loss(
@@ -75,3 +82,34 @@ def boundary_loss(
     if kind == "dice_bce":
         return dice_loss(logits.sigmoid(), targets, dice_squared) + bce_weight * bce_loss(logits, targets)
     raise ValueError(f"unknown boundary loss {kind!r}: choose one of {', '.join(BOUNDARY_LOSSES)}")
+
+
+def joint_losses(
+    mask_logits: torch.Tensor,
+    boundary_logits: Optional[torch.Tensor],
+    masks: torch.Tensor,
+    supervision: str = "boundary",
+    threshold: float = 0.0,
+    **options,
+) -> Dict[str, torch.Tensor]:
+    """L_mask and L_b of Eq. 4, ``loss_mask`` and ``loss_boundary``; the latter where there are logits for it.
+
+    Args:
+        mask_logits, boundary_logits: (R, H, W).
+        masks: (R, H, W), in {0, 1}.
+        supervision: what the boundary branch learns, ``boundary`` or ``mask`` (Table 4).
+        threshold: see :func:`bmask.boundary.boundary_targets`.
+        options: of :func:`boundary_loss`.
+    """
+    losses = {"loss_mask": bce_loss(mask_logits.float(), masks)}
+    if boundary_logits is not None:
+        targets = masks if supervision == "mask" else boundary_targets(masks, threshold)
+        losses["loss_boundary"] = boundary_loss(boundary_logits.float(), targets, **options)
+    return losses
+
+
+def check_options(supervision: str, kind: str) -> None:
+    """Raise ValueError for what is not known of them."""
+    for name, value, known in (("supervision", supervision, SUPERVISIONS), ("loss", kind, BOUNDARY_LOSSES)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")

@@ -46,9 +46,7 @@ class MaskIoUHead(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(
-        self, roi_features: torch.Tensor, mask_logits: torch.Tensor, classes: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, roi_features: torch.Tensor, mask_logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """The predicted IoU (R,) of each mask.
 
         Args:

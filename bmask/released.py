@@ -15,14 +15,11 @@ import numpy as np
 import torch
 from detectron2 import model_zoo
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
-from detectron2.projects.point_rend import add_pointrend_config
-from tqdm.auto import tqdm
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
-from . import datasets, evaluate, runs
-from .config import UNFIT, add_bmask_config, add_study_config, check_heads
-from .datasets.check import check_coco
+from .config import UNFIT, check_heads, default_config
 from .errors import InputError, one_line
 
 # In some versions' checkpoints and not in others', and without effect on what a model of this configuration detects.
@@ -61,9 +58,7 @@ class Report:
         return "\n".join([f"{len(self.loaded)} of {total} parameters loaded", *self.flaws()])
 
 
-def load(
-    config_file, weights, partial: bool = False, device: str = "auto"
-) -> Tuple[CfgNode, torch.nn.Module, Report]:
+def load(config_file, weights, partial: bool = False, device: str = "auto") -> Tuple[CfgNode, torch.nn.Module, Report]:
     """A model made elsewhere, ready for inference.
 
     Args:
@@ -78,9 +73,16 @@ def load(
     Raises:
         InputError: a file is not there, does not fit or is not safe to read, or the weights match in part alone.
     """
-    cfg = read_config(config_file)
+    return fill(read_config(config_file), weights, partial, device, config_file)
+
+
+def fill(
+    cfg: CfgNode, weights, partial: bool = False, device: str = "auto", name: object = "its record"
+) -> Tuple[CfgNode, torch.nn.Module, Report]:
+    """The model of a configuration called ``name``, with weights; otherwise as :func:`load`."""
+    cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = runs.check_device(runs.Options(device))
+    cfg.MODEL.DEVICE = choose_device(device)
     # No other weights than the file's: not fetched, not to be taken for the model's.
     cfg.MODEL.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = str(weights), False
     cfg.freeze()
@@ -88,7 +90,7 @@ def load(
     try:
         model = build_model(cfg)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{config_file} describes no model ({one_line(error)}); correct it") from error
+        raise InputError(f"{name} describes no model ({one_line(error)}); correct it") from error
     try:
         report = _fill(model, checkpoint)
     except ValueError as error:  # of detectron2's heuristics
@@ -97,15 +99,21 @@ def load(
             "whole names"
         ) from None
     if not report.loaded:
-        raise InputError(
-            f"no parameter in {weights} fits the model of {config_file}; give the checkpoint that belongs to it"
-        )
+        raise InputError(f"no parameter in {weights} fits the model of {name}; give the checkpoint that belongs to it")
     if not (partial or report.complete):
         raise InputError(
-            f"{weights} does not match the model of {config_file}: {', '.join(report.flaws())}; give the "
-            "configuration that belongs to it, or accept that with --partial"
+            f"{weights} does not match the model of {name}: {', '.join(report.flaws())}; give the configuration that "
+            "belongs to it, or accept that with --partial"
         )
     return cfg, model.eval(), report
+
+
+def choose_device(name: str = "auto") -> str:
+    """The device, "cpu" or "cuda". Raises InputError for one that is not here."""
+    gpu = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
+        raise InputError(f"there is no device {name!r} here; use cpu" + " or cuda" * gpu)
+    return "cuda" if gpu and name != "cpu" else "cpu"
 
 
 class _Config(CfgNode):
@@ -135,10 +143,7 @@ def read_config(config_file) -> CfgNode:
             raise InputError(
                 f"there is no configuration {path}, as a file or in detectron2's model zoo; correct its path"
             ) from None
-    cfg = get_cfg()
-    for add_keys in (add_pointrend_config, add_bmask_config, add_study_config):
-        add_keys(cfg)
-    cfg = _Config(cfg)
+    cfg = _Config(default_config())
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     except UNFIT as error:
@@ -166,7 +171,7 @@ def read_checkpoint(path: Path) -> Dict[str, Any]:
                 content = _Unpickler(stream, encoding="latin1").load()
             else:
                 content = torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -257,59 +262,10 @@ class _Unpickler(pickle.Unpickler):
         for core in ("numpy.core", "numpy._core"):
             known[f"{core}.multiarray._reconstruct"] = lambda *_: _Array()
             known[f"{core}.multiarray.scalar"] = lambda number, data: _Array((), number, data)
-            known[f"{core}.numeric._frombuffer"] = lambda data, number, shape, order: _Array(
-                shape, number, data, order
-            )
+            known[f"{core}.numeric._frombuffer"] = lambda data, number, shape, order: _Array(shape, number, data, order)
         if f"{module}.{name}" not in known:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return known[f"{module}.{name}"]
-
-
-def find_data(data: Optional[str], json: Optional[Path], images: Optional[Path]) -> datasets.Split:
-    """COCO val2017, in ``data`` or where detectron2 looks for it, or else the file ``json`` with its ``images``.
-
-    Raises:
-        InputError: the folder does not exist, or one is given without the other, or both kinds are.
-    """
-    if (json is None) != (images is None) or (data and json):
-        raise InputError(
-            "the data are either COCO's folder or an instance file with its images; give --data, or both --json and "
-            "--images"
-        )
-    if json:
-        return datasets.Split(json, images)
-    folder = datasets.coco_folder(data and Path(data))
-    return datasets.Split(folder / "annotations/instances_val2017.json", folder / "val2017")
-
-
-def measure(cfg: CfgNode, model: torch.nn.Module, split: datasets.Split) -> Dict[str, Any]:
-    """Detect on all images of a split, with a progress bar, and compare with the truth.
-
-    Args:
-        cfg, model: from :func:`load`.
-
-    Returns:
-        ``metrics``, in percent (see :func:`bmask.evaluate.average_precision`), the number of ``images``, and the median
-        ``milliseconds_per_image``.
-
-    Raises:
-        InputError: the data are not sound, or have another number of classes than the model.
-    """
-    content = check_coco(split.json, split.images, drop_zero_area=True, open_images=True)
-    classes = len(content["categories"])
-    if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise InputError(
-            f"the model knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {split.json} has {classes}; give the kind "
-            "of data that it was trained on"
-        )
-    images = split.load()
-    with tqdm(total=len(images), desc="detecting", unit="image") as bar:
-        detections, milliseconds = evaluate.detect(
-            cfg, model, images, split.category_ids(), lambda *_: bar.update()
-        )
-    max_dets = cfg.TEST.DETECTIONS_PER_IMAGE
-    metrics = evaluate.average_precision(split.json, detections, max_dets, resamples=0)
-    return {"metrics": metrics, "images": len(images), "milliseconds_per_image": milliseconds}
 
 
 def _first(names: List[str]) -> str:
@@ -318,3 +274,29 @@ def _first(names: List[str]) -> str:
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
+
+
+class _FeatureMapsForMasks:
+    """RoI heads that leave all pooling for masks to the mask head, whatever the configuration says."""
+
+    @classmethod
+    def _init_mask_head(cls, cfg, input_shape):
+        cfg = cfg.clone()
+        cfg.defrost()
+        mask, boundary = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.BOUNDARY_MASK_HEAD
+        # The released code has no key of its own for R_b.
+        boundary.POOLER_TYPE, mask.POOLER_TYPE = mask.POOLER_TYPE or boundary.POOLER_TYPE, ""
+        return super()._init_mask_head(cfg, input_shape)
+
+
+@ROI_HEADS_REGISTRY.register()
+class BoundaryROIHeads(_FeatureMapsForMasks, StandardROIHeads):
+    """Standard RoI heads by the name that the released configurations use, with any ``POOLER_TYPE``.
+
+    Losses stay as ``MODEL.BOUNDARY_MASK_HEAD`` has them: the paper's, where it is not told otherwise.
+    """
+
+
+@ROI_HEADS_REGISTRY.register()
+class CascadeBoundaryROIHeads(_FeatureMapsForMasks, CascadeROIHeads):
+    """Cascade RoI heads alike."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bmask import runs
 from bmask.errors import InputError
+from bmask.study import runs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Seconds until what hangs is ended: machines with two cores differ in speed by a factor of five.

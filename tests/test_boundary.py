@@ -106,9 +106,7 @@ def test_enclosure_is_that_of_slow_reference_code():
     boundary = torch.rand(9, 8)
     height, width = boundary.shape
     strength = {}
-    border = {
-        (y, x) for y in range(height) for x in range(width) if y in (0, height - 1) or x in (0, width - 1)
-    }
+    border = {(y, x) for y in range(height) for x in range(width) if y in (0, height - 1) or x in (0, width - 1)}
     queue = [(boundary[p].item(), p) for p in border]
     heapq.heapify(queue)
     while queue:

@@ -11,8 +11,8 @@ import pytest
 from conftest import complaint
 from pycocotools import mask as rle_tools
 
-from bmask.datasets import Split, cityscapes
-from bmask.datasets.check import check_coco
+from bmask.study.datasets import Split, cityscapes
+from bmask.study.datasets.check import check_coco
 
 CATEGORIES = [
     (24, "person"),
@@ -88,9 +88,7 @@ def test_converted_files_pass_the_data_check(root, tmp_path, split):
 
 def test_single_instances_and_groups_are_annotated_and_nothing_else(root, tmp_path):
     cityscapes.convert(root, tmp_path / "out")
-    found = [
-        (a["image_id"], a["category_id"], a["iscrowd"]) for a in load(tmp_path / "out", "val")["annotations"]
-    ]
+    found = [(a["image_id"], a["category_id"], a["iscrowd"]) for a in load(tmp_path / "out", "val")["annotations"]]
     assert found == [(1, 24, 1), (1, 33, 1), (1, 24, 0), (1, 24, 0), (1, 25, 0), (1, 26, 0)]
 
 
@@ -180,9 +178,7 @@ def test_a_folder_that_is_missing_is_one_sentence(root, tmp_path, gone):
 def test_a_split_without_images_is_one_sentence(root, tmp_path, split):
     for path in (root / "leftImg8bit" / split).glob("*/*.png"):
         path.rename(path.with_name("other.png"))
-    complaint(
-        lambda: cityscapes.convert(root, tmp_path / "out"), str(root / "leftImg8bit" / split), "holds no"
-    )
+    complaint(lambda: cityscapes.convert(root, tmp_path / "out"), str(root / "leftImg8bit" / split), "holds no")
 
 
 def test_an_image_without_its_annotation_is_one_sentence(root, tmp_path):

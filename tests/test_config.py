@@ -6,9 +6,10 @@ import subprocess
 import pytest
 from conftest import complaint
 
-from bmask import config
-from bmask.__main__ import main
+from bmask.config import from_text
 from bmask.errors import InputError
+from bmask.study import config
+from bmask.study.cli import main
 
 SMOKE = f"_BASE_: {config.EXPERIMENTS}/profiles/smoke.yaml"
 
@@ -42,9 +43,7 @@ def test_no_code_is_run_by_loading_a_profile_or_what_it_builds_on(profile, tmp_p
     load = profile(text.format(tmp_path))
     complaint(load, "mine.yaml", "could not determine a constructor")
     complaint(profile("_BASE_: mine.yaml\n", "next"), "next.yaml", "mine.yaml")
-    complaint(
-        lambda: config.from_text(text.removeprefix("SMOKE\n").format(tmp_path), "record.json"), "record.json"
-    )
+    complaint(lambda: from_text(text.removeprefix("SMOKE\n").format(tmp_path), "record.json"), "record.json")
     assert not (tmp_path / "ran").exists()
 
 
@@ -168,9 +167,7 @@ def test_make_hands_on_each_variable_as_one_argument(tmp_path, value):
             f"VENV={tmp_path}",
             *(f"{name}={value}" for name in names),
         ]
-        said = subprocess.run(
-            command, cwd=config.REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout
+        said = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True, check=True).stdout
         arguments = said.split("\0")
         flags = [flag for flag in names.values() if any(a.startswith(f"--{flag}=") for a in arguments)]
         assert "profile" in flags and len(flags) == (4 if value else 3) - (target == "reproduce-table-3")

@@ -15,14 +15,14 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
-from bmask import evaluate
-from bmask.__main__ import main
-from bmask.config import resolve
-from bmask.datasets import Split, given, nuclei, prepare, shapes
-from bmask.datasets.check import check_coco, examine, fingerprint, look_at_images, read, truth
-from bmask.datasets.survey import survey
 from bmask.errors import InputError
-from bmask.files import whole_folder
+from bmask.study import evaluate
+from bmask.study.cli import main
+from bmask.study.config import resolve
+from bmask.study.datasets import Split, given, nuclei, prepare, shapes
+from bmask.study.datasets.check import check_coco, examine, fingerprint, look_at_images, read, truth
+from bmask.study.datasets.survey import survey
+from bmask.study.files import whole_folder
 
 SIZES = {"num_train": 12, "num_val": 4, "image_size": 128}
 FILES = [f"instances_{split}_{grade}.json" for split in ("train", "val") for grade in ("fine", "coarse0.08")]
@@ -123,9 +123,7 @@ def test_fine_and_coarse_describe_the_same_instances(made):
     for split in shapes.SPLITS:
         fine, coarse = (load(made, f"instances_{split}_{grade}.json") for grade in ("fine", "coarse0.08"))
         assert fine["images"] == coarse["images"]
-        identity = [
-            [(a["id"], a["image_id"], a["category_id"]) for a in d["annotations"]] for d in (fine, coarse)
-        ]
+        identity = [[(a["id"], a["image_id"], a["category_id"]) for a in d["annotations"]] for d in (fine, coarse)]
         assert identity[0] == identity[1]
 
 
@@ -231,9 +229,7 @@ def coco(tmp_path):
     crowd = {"size": [16, 20], "counts": [5, 10, 305]}
     found = [(7, 1, [SQUARE], 0), (8, 1, crowd, 1), (9, 2, rle(), 0)]
     return {
-        "images": [
-            {"id": i, "file_name": n, "height": 16, "width": 20} for i, n in ((1, "a.png"), (2, "b.png"))
-        ],
+        "images": [{"id": i, "file_name": n, "height": 16, "width": 20} for i, n in ((1, "a.png"), (2, "b.png"))],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [
             {
@@ -407,7 +403,7 @@ def test_a_file_of_nothing_but_zero_areas_is_one_sentence(coco, tmp_path):
 
 
 def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
-    from bmask.datasets.check import _rle_mask
+    from bmask.study.datasets.check import _rle_mask
 
     rng = np.random.default_rng(0)
     encoded = [a["segmentation"] for a in load(made, "instances_val_fine.json")["annotations"]]
@@ -486,9 +482,7 @@ def test_no_value_of_any_key_ends_in_a_stack_trace(coco, tmp_path, name, key, ca
 )
 def test_nan_and_infinity_are_refused_with_their_place(coco, tmp_path, value, change):
     coco["annotations"][0] |= change(value)
-    complaint(
-        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation 7 of image 1 (a.png)"
-    )
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation 7 of image 1 (a.png)")
 
 
 @pytest.mark.parametrize("far", [1e5, 1e12, 1e308, 10**400])
@@ -550,9 +544,7 @@ def test_perfect_detections_have_an_ap_of_100_whatever_the_ids(coco, tmp_path, n
 
 def test_texts_of_one_number_are_one_id(coco, tmp_path):
     coco["annotations"][0]["id"], coco["annotations"][1]["id"] = "1", "0001"
-    complaint(
-        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation id 1", "more than once"
-    )
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation id 1", "more than once")
 
 
 @pytest.mark.parametrize("sides", [("16", "20"), (16.0, 20.0)])
@@ -597,9 +589,7 @@ def test_ignore_is_read_as_a_crowd_with_a_warning(coco, tmp_path):
 
 def test_two_categories_of_one_name_are_refused(coco, tmp_path):
     coco["categories"].append({"id": 4, "name": "thing"})
-    complaint(
-        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "category 4", "category 1, thing"
-    )
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "category 4", "category 1, thing")
 
 
 def test_categories_with_numbers_for_names_are_read(coco, tmp_path):
@@ -748,9 +738,7 @@ def test_sizes_are_compared_as_images_are_displayed(coco, tmp_path):
 
 def spoiled(path: Path, how: str) -> None:
     if how == "cut":
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)).save(
-            path, "JPEG"
-        )
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 20, 3)).astype(np.uint8)).save(path, "JPEG")
         path.write_bytes(path.read_bytes()[:-150])
     elif how == "float":
         Image.fromarray(np.zeros((16, 20), np.float32)).save(path, "TIFF")
@@ -777,9 +765,7 @@ def test_images_and_file_are_told_apart_in_either_order(coco, tmp_path):
     nowhere = tmp_path / "nowhere"
     assert given(nowhere, json_file) == given(json_file, nowhere) == Split(json_file, nowhere)
     assert given(folder, nowhere) == given(nowhere, folder) == Split(nowhere, folder)
-    assert given(folder, folder) == Split(folder, folder) and given(json_file, json_file) == Split(
-        json_file, json_file
-    )
+    assert given(folder, folder) == Split(folder, folder) and given(json_file, json_file) == Split(json_file, json_file)
     for order in ((folder, json_file), (json_file, folder)):
         assert main(["check-data", *map(str, order)]) == 0
 
@@ -839,9 +825,7 @@ def test_nuclei_keep_their_pictures_and_masks(stage1, tmp_path):
         assert rle_tools.decode(first["segmentation"])[8:13, 4:10].all()
         for image in data["images"]:
             source = stage1 / Path(image["file_name"]).stem / "images" / image["file_name"]
-            rgba, rgb = (
-                cv2.imread(str(p), -1) for p in (source, tmp_path / "out/images" / image["file_name"])
-            )
+            rgba, rgb = (cv2.imread(str(p), -1) for p in (source, tmp_path / "out/images" / image["file_name"]))
             assert rgb.shape == (24, 32, 3) and (rgb == rgba[..., :3]).all()
             seen += 1
     assert seen == 8
@@ -849,9 +833,7 @@ def test_nuclei_keep_their_pictures_and_masks(stage1, tmp_path):
 
 def test_the_part_of_an_image_does_not_depend_on_the_others(stage1, tmp_path):
     def val(folder):
-        return {
-            image["file_name"] for image in json.loads((folder / "instances_val.json").read_text())["images"]
-        }
+        return {image["file_name"] for image in json.loads((folder / "instances_val.json").read_text())["images"]}
 
     nuclei.convert(stage1, tmp_path / "all", val_share=0.5)
     gone = sorted(stage1.iterdir())[::2]

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from bmask.boundary import boundary_targets
-from bmask.evaluate import average_precision, boundary_quality, calibration
+from bmask.study.evaluate import average_precision, boundary_quality, calibration
 
 
 def encode(mask):
@@ -57,9 +57,7 @@ def scene(tmp_path_factory):
                 )
     truth = tmp_path_factory.mktemp("truth") / "instances.json"
     categories = [{"id": k, "name": f"class {k}"} for k in (1, 2, 3)]
-    truth.write_text(
-        json.dumps({"info": {}, "images": images, "annotations": annotations, "categories": categories})
-    )
+    truth.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, "categories": categories}))
     return truth, detections
 
 
@@ -99,8 +97,7 @@ def test_boundary_ap_is_100_for_the_truth_itself_and_strict_about_a_shift(scene)
     truth, _ = scene
     annotations = [a for a in json.loads(truth.read_text())["annotations"] if not a["iscrowd"]]
     perfect = [
-        {k: a[k] for k in ("image_id", "category_id", "segmentation", "bbox")} | {"score": 1.0}
-        for a in annotations
+        {k: a[k] for k in ("image_id", "category_id", "segmentation", "bbox")} | {"score": 1.0} for a in annotations
     ]
     assert average_precision(truth, perfect)["boundary"]["AP"] == pytest.approx(100)
     shifted = []
@@ -224,7 +221,5 @@ def test_calibration_counts_pixels_by_their_probability():
     targets = torch.tensor([[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]])
     found = calibration(probabilities, targets)
     assert found.shape == (10, 3) and found[:, 0].sum() == 6
-    assert found[0].tolist() == pytest.approx([2, 0.05, 1]) and found[9].tolist() == pytest.approx(
-        [2, 1.95, 2]
-    )
+    assert found[0].tolist() == pytest.approx([2, 0.05, 1]) and found[9].tolist() == pytest.approx([2, 1.95, 2])
     assert found[5].tolist() == pytest.approx([2, 1.07, 1])

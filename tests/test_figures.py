@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import complaint
 
-from bmask import draw, figures, files, predictions, runs, tables
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
-from bmask.evaluate import boundary_quality
+from bmask.study import draw, figures, files, predictions, runs, tables
+from bmask.study.evaluate import boundary_quality
 
 IOUS = [f"{iou:.2f}" for iou in np.arange(0.5, 1, 0.05)]
 SIDE = predictions.SIDE
@@ -120,9 +120,7 @@ def pictured(monkeypatch):
             boxes.append([x - 4, 6, x + 24 + k, 34 + k])
     boxes = np.array(boxes, np.float32)
     rois = np.stack([predictions._in_rois(m[None], b[None])[0] for m, b in zip(masks, boxes)])
-    images = predictions.Images(
-        pictures, masks, boxes, np.repeat(range(3), 2), np.zeros(6, int), rois, "data"
-    )
+    images = predictions.Images(pictures, masks, boxes, np.repeat(range(3), 2), np.zeros(6, int), rois, "data")
     truth = torch.from_numpy(images.roi_boundaries).float()
     thick = torch.nn.functional.max_pool2d(truth, 3, stride=1, padding=1)
     boundaries = {
@@ -264,7 +262,7 @@ def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):
 
 
 def test_the_controls_of_figure_6_redraw_what_is_below_them(output, pictured):
-    from bmask import explore
+    from bmask.study import explore
 
     complaint(lambda: explore.boundary_losses("smoke"), "make reproduce-figure-6 PROFILE=smoke")
     tables.note_made("figure-6", "smoke", [0])

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bmask import config, figures, files, findings, runs, tables
+from bmask.study import config, figures, files, findings, runs, tables
 
 
 def publish(variant, seed, gain, spread=0.2, data="a data set"):

@@ -9,10 +9,13 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, ma
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from bmask import BoundaryPreservingHead, MaskScoringHead, SobelMaskHead, add_bmask_config, config, cost
+from bmask import BoundaryPreservingHead, MaskScoringHead, SobelMaskHead, add_bmask_config
+from bmask import head as head_module
+from bmask.ablations import FusionBlocksHead, RefinedMasksHead
 from bmask.boundary import boundary_targets, sobel
 from bmask.losses import BOUNDARY_LOSSES, boundary_loss
 from bmask.mask_scoring import MaskIoUHead
+from bmask.study import config, cost
 
 LEVELS = {f"p{k}": ShapeSpec(channels=8, stride=2**k) for k in (2, 3, 4, 5)}
 P2_TO_P5 = tuple(LEVELS)
@@ -20,7 +23,8 @@ P2_TO_P5 = tuple(LEVELS)
 
 def make_head(**switches):
     torch.manual_seed(0)
-    return BoundaryPreservingHead(LEVELS, **{"num_classes": 3, "conv_dim": 8, **switches})
+    kind = FusionBlocksHead if "num_fusion_blocks" in switches else BoundaryPreservingHead
+    return kind(LEVELS, **{"num_classes": 3, "conv_dim": 8, **switches})
 
 
 def make_features(images=2, size=64):
@@ -100,9 +104,7 @@ def test_zero_detections():
 
 def test_boundaries_are_given_on_request_and_do_not_change_the_masks():
     for m2b, b2m in FUSIONS:
-        quiet, loud = (
-            make_head(m2b_fusion=m2b, b2m_fusion=b2m, output_boundaries=o).eval() for o in (False, True)
-        )
+        quiet, loud = (make_head(m2b_fusion=m2b, b2m_fusion=b2m, output_boundaries=o).eval() for o in (False, True))
         torch.manual_seed(1)
         features, detections = make_features(), make_detections([2, 2])
         masks = [x.pred_masks for x in quiet(features, detections)]
@@ -133,9 +135,7 @@ def test_the_fusion_is_equation_1():
     for k in range(4):
         fm = torch.relu(getattr(head, f"mask_fcn{k + 1}").forward(fm))
     convolved = torch.nn.functional.conv2d(fm, head.mask_to_boundary.weight, head.mask_to_boundary.bias)
-    rb_small = torch.nn.functional.conv2d(
-        rb, head.downsample.weight, head.downsample.bias, stride=2, padding=1
-    )
+    rb_small = torch.nn.functional.conv2d(rb, head.downsample.weight, head.downsample.bias, stride=2, padding=1)
     _, boundary = head.layers(rm, rb)
     assert torch.allclose(boundary, convolved.relu() + rb_small.relu(), atol=1e-6)
 
@@ -157,7 +157,7 @@ def test_boundary_features_come_from_p2_or_from_the_level_of_the_rois_scale():
     assert levels(boundary_in_features=P2_TO_P5) == [2, 4]
 
 
-def test_the_targets_are_those_of_the_ground_truth():
+def test_the_targets_are_those_of_the_ground_truth(monkeypatch):
     """A head that is certain of the ground truth's mask and boundary has next to no loss."""
     head = make_head(num_classes=1)
     proposals = make_proposals([1])
@@ -170,7 +170,7 @@ def test_the_targets_are_those_of_the_ground_truth():
     inner = torch.zeros_like(crop)
     inner[:, 7:21, 5:17] = 1
     certain = [40 * (2 * crop - 1), 40 * (2 * (crop - inner) - 1)]
-    head._predict = lambda *_: certain.pop(0)
+    monkeypatch.setattr(head_module, "predict_class", lambda *_: certain.pop(0))
     losses = head(make_features(1), proposals)
     assert losses["loss_mask"] < 1e-6 and losses["loss_boundary"] < 1e-6
 
@@ -183,7 +183,6 @@ def test_the_targets_are_those_of_the_ground_truth():
         ({"boundary_resolution": 20}, "20.*14"),
         ({"supervision": "none", "b2m_fusion": False}, "nothing uses the boundary branch"),
         ({"supervision": "none", "output_boundaries": True}, "no boundaries"),
-        ({"supervision": "mask", "refine_masks": True}, "no boundaries"),
         ({"num_fusion_blocks": 3}, "4 convolutions .* 2 .* 3 fusion blocks"),
     ],
 )
@@ -214,9 +213,7 @@ def test_a_second_pair_of_fusion_blocks_costs_next_to_nothing():
 def test_layers_have_the_names_of_the_released_weights():
     cfg = get_cfg()
     add_bmask_config(cfg)
-    cfg.merge_from_list(
-        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True]
-    )
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True])
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
@@ -281,22 +278,26 @@ def test_two_fusion_blocks_alternate_between_the_branches():
         assert torch.allclose(ours, expected, atol=1e-6)
 
 
-def test_refined_masks_are_the_mean_of_mask_and_what_its_boundary_encloses():
-    plain, refining = make_head(output_boundaries=True).eval(), make_head(refine_masks=True).eval()
-    torch.manual_seed(1)
+def test_refined_masks_are_the_mean_of_mask_and_what_its_boundary_encloses(monkeypatch):
+    plain = make_head(output_boundaries=True).eval()
+    refining = RefinedMasksHead(LEVELS, num_classes=3, conv_dim=8).eval()
+    refining.load_state_dict(plain.state_dict())
     features, detections = make_features(1), make_detections([3])
     ring = torch.full((3, 28, 28), -40.0)
     ring[:, 5, 5:20] = ring[:, 19, 5:20] = ring[:, 5:20, 5] = ring[:, 5:20, 19] = 40.0
-    for head in (plain, refining):
-        predict = head._predict
-        head._predict = lambda x, deconv, *rest, head=head, predict=predict: (
-            ring if deconv is head.boundary_deconv else predict(x, deconv, *rest)
-        )
+    predict, boundary = head_module.predict_class, (plain.boundary_predictor, refining.boundary_predictor)
+    monkeypatch.setattr(
+        head_module,
+        "predict_class",
+        lambda x, layer, c: ring if any(layer is b for b in boundary) else predict(x, layer, c),
+    )
     masks = plain(features, detections)[0].pred_masks.clone()
     refined = refining(features, detections)[0].pred_masks
     inside = torch.zeros(28, 28)
     inside[5:20, 5:20] = 1
     assert torch.allclose(refined, (masks + inside) / 2, atol=1e-6)
+    with pytest.raises(ValueError, match="no boundaries"):
+        RefinedMasksHead(LEVELS, num_classes=3, conv_dim=8, supervision="mask")
 
 
 ROI = ShapeSpec(channels=8, height=14, width=14)
@@ -330,9 +331,7 @@ SYSTEMS = {
 
 def inputs_for(head, counts):
     """What detectron2's RoI heads hand over: the feature maps, or the pooled features of the boxes."""
-    return (
-        make_features() if isinstance(head, BoundaryPreservingHead) else torch.randn(sum(counts), 8, 14, 14)
-    )
+    return make_features() if isinstance(head, BoundaryPreservingHead) else torch.randn(sum(counts), 8, 14, 14)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -3,8 +3,8 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 
-from bmask import config
-from bmask.hrnet import HRNetFPN, build_hrnetv2p_backbone
+from bmask.backbones import HRNetFPN, build_hrnetv2p_backbone
+from bmask.study import config
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,12 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from bmask import config, images
-from bmask.__main__ import main
+from bmask import images
 from bmask.errors import InputError
-from bmask.images import ImageMapper, read_image, stored_size, to_rgb
+from bmask.images import read_image, stored_size, to_rgb
+from bmask.study import config
+from bmask.study.cli import main
+from bmask.study.datasets.mapper import ImageMapper
 
 GREY = np.linspace(100, 4000, 12 * 16).reshape(12, 16).astype(np.uint16)  # 12 bits, as many cameras have
 SCALED = np.round((GREY.astype(float) - GREY.min()) * (255 / (int(GREY.max()) - GREY.min()))).astype(np.uint8)
@@ -165,7 +167,7 @@ def test_what_a_reading_process_refuses_is_still_one_line(tmp_path, capsys, monk
         mapped = MapDataset([record(tmp_path / "broken.png")], ImageMapper(untouched(), is_train=False))
         list(DataLoader(mapped, num_workers=1, collate_fn=list))
 
-    monkeypatch.setattr("bmask.__main__._check_data", command)
+    monkeypatch.setattr("bmask.study.cli._check_data", command)
     assert main(["check-data", "images", "file.json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bmask: {tmp_path}/broken.png is no image that can be read (")

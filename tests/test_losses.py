@@ -67,9 +67,7 @@ def test_bce_of_an_undecided_prediction_is_log_2():
 def test_weighted_bce_matches_a_hand_worked_case():
     # One boundary pixel of four: weight 3/4 for it, 1/4 for each other, all at log 2.
     y = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    assert weighted_bce_loss(torch.zeros(1, 2, 2), y).item() == pytest.approx(
-        math.log(2) * (3 / 4 + 3 / 4) / 4
-    )
+    assert weighted_bce_loss(torch.zeros(1, 2, 2), y).item() == pytest.approx(math.log(2) * (3 / 4 + 3 / 4) / 4)
 
 
 def test_losses_match_slow_reference_code(maps):

@@ -3,8 +3,9 @@ import torch
 from conftest import complaint
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
-from bmask import config, released
+from bmask import released
 from bmask.mask_scoring import MaskIoUHead, instance_areas, mask_iou_loss, mask_iou_targets
+from bmask.study import config
 
 
 def logits(mask):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from conftest import PATIENCE, complaint
 
-from bmask import config, own, runs
-from bmask.__main__ import main
-from bmask.datasets import Split, shapes
-from bmask.datasets.survey import survey, to_text
+from bmask.study import config, own, runs
+from bmask.study.cli import main
+from bmask.study.datasets import Split, shapes
+from bmask.study.datasets.survey import survey, to_text
+from bmask.study.launch import work
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_no_more_detections_are_allowed_than_proposals_are_kept(pair, device, ob
 def test_a_very_short_training_is_one(pair, iterations):
     own.write_profile("short", *pair, device="cpu", iterations=iterations)
     run = runs.Run("bmask_rcnn", "short", 0)
-    assert runs.work(run, runs.Options(device="cpu")) == 0
+    assert work.work(run, runs.Options(device="cpu")) == 0
     assert run.record()["losses"][-1]["iteration"] == iterations
 
 
@@ -124,7 +125,7 @@ def test_a_very_short_training_is_one(pair, iterations):
 )
 def test_what_cannot_be_trained_is_said_before_the_data_are_read(mine, monkeypatch, output, capsys, more):
     monkeypatch.setattr(config, "OUTPUT", output)
-    monkeypatch.setattr("bmask.datasets.survey.survey", None)
+    monkeypatch.setattr("bmask.study.datasets.survey.survey", None)
     assert main(arguments(mine, *more)) == 2
     err = capsys.readouterr().err
     assert err.startswith("bmask: ") and more[0] in err and err.count("\n") == 1

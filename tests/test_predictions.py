@@ -8,9 +8,10 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Boxes
 from pycocotools.coco import COCO
 
-from bmask import datasets, evaluate, predictions, runs
 from bmask.errors import InputError
-from bmask.predictions import SIDE
+from bmask.study import datasets, evaluate, predictions, runs
+from bmask.study.launch import work
+from bmask.study.predictions import SIDE
 
 CPU = runs.Options(device="cpu")
 RUN = runs.Run("bmask_rcnn_coarse08", "smoke", 0)
@@ -23,7 +24,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUT", folder)
         patch.setattr(predictions, "MIN_SCORE", 0.0)  # six iterations find nothing that they are sure of
-        assert runs.work(RUN, CPU) == 0
+        assert work.work(RUN, CPU) == 0
         predictions.ensure([RUN], CPU)
     return folder
 
@@ -59,9 +60,7 @@ def test_detections_pasted_are_the_evaluated_ones(here):
     reference = COCO(str(data.val.json)).loadRes(detections)
     masks = [reference.annToMask(a) for a in reference.dataset["annotations"]]
     boxes = Boxes(torch.from_numpy(found.found_boxes))
-    pasted = paste_masks_in_image(
-        torch.from_numpy(found.found_masks).float(), boxes, images.pictures[0].shape[:2]
-    )
+    pasted = paste_masks_in_image(torch.from_numpy(found.found_masks).float(), boxes, images.pictures[0].shape[:2])
     assert np.mean(pasted.numpy() == np.array(masks)) > 0.98
 
 

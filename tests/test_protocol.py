@@ -10,8 +10,9 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
-from bmask import config, files, reproduce, runs, submission, tables
 from bmask.errors import InputError
+from bmask.study import config, files, reproduce, runs, submission, tables
+from bmask.study.launch import work
 
 # Of Table 1, row by row: shorter side, longer side, backbone.
 TABLE_1 = [
@@ -221,7 +222,7 @@ def two_iterations(variant, profile, folder):
 
 
 def carry_out(run, data):
-    assert runs.work(run, runs.Options(device="cpu", data=str(data))) == 0
+    assert work.work(run, runs.Options(device="cpu", data=str(data))) == 0
     record = run.record()
     state = torch.load(run.folder / "checkpoint.pth", weights_only=True)
     assert state["iteration"] == 2 and len(state["losses"]) == 1

@@ -14,9 +14,10 @@ import torch
 from conftest import complaint
 from detectron2.modeling import build_model
 
-from bmask import BoundaryPreservingHead, config, released, tables
-from bmask.__main__ import main
-from bmask.datasets import shapes
+from bmask import BoundaryPreservingHead, released
+from bmask.study import config, evaluate, tables
+from bmask.study.cli import main
+from bmask.study.datasets import shapes
 
 # As the authors' base file is, but for the last lines, which make the model small.
 BASE = """
@@ -297,10 +298,7 @@ def test_a_partial_match_is_refused_in_one_sentence_or_accepted(folder, tmp_path
     message = complaint(lambda: released.load(config, weights, device="cpu"), str(weights), "--partial")
     assert f"2 missing in the file ({', '.join(missing)})" in message
     assert "1 unexpected (roi_heads.other.weight)" in message
-    assert (
-        "1 of wrong shape (roi_heads.mask_head.mask_predictor.bias: 80 in the file, 4 in the model)"
-        in message
-    )
+    assert "1 of wrong shape (roi_heads.mask_head.mask_predictor.bias: 80 in the file, 4 in the model)" in message
 
     arguments = ("--config", config, "--weights", weights, *data)
     assert run(*arguments) == 2
@@ -458,10 +456,8 @@ def defective(data, tmp_path, defect):
     ("defect", "words"),
     [("cut", "no image that can be read"), ("NaN", "finite"), ("corners", "corners"), ("bbox", "four")],
 )
-def test_data_are_looked_at_before_anything_is_detected(
-    folder, tmp_path, data, capsys, monkeypatch, defect, words
-):
-    monkeypatch.setattr(released.evaluate, "detect", lambda *_: pytest.fail("it was begun"))
+def test_data_are_looked_at_before_anything_is_detected(folder, tmp_path, data, capsys, monkeypatch, defect, words):
+    monkeypatch.setattr(evaluate, "detect", lambda *_: pytest.fail("it was begun"))
     weights = save_pth(tmp_path / "model.pth", state_dict(folder / "bmask.yaml"))
     data = defective(data, tmp_path, defect)
     assert run("--config", folder / "bmask.yaml", "--weights", weights, *data) == 2
@@ -490,13 +486,13 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(folder, tmp_path,
 
 
 def test_data_are_a_folder_or_a_file_with_images(tmp_path, monkeypatch):
-    complaint(lambda: released.find_data(None, tmp_path / "a.json", None), "--images")
-    complaint(lambda: released.find_data("coco", tmp_path / "a.json", tmp_path), "--data")
+    complaint(lambda: evaluate.find_data(None, tmp_path / "a.json", None), "--images")
+    complaint(lambda: evaluate.find_data("coco", tmp_path / "a.json", tmp_path), "--data")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (tmp_path / "coco").mkdir()
-    found = released.find_data(None, None, None)
+    found = evaluate.find_data(None, None, None)
     assert found.json == tmp_path / "coco/annotations/instances_val2017.json"
-    assert found == released.find_data(str(tmp_path / "coco"), None, None)
+    assert found == evaluate.find_data(str(tmp_path / "coco"), None, None)
 
 
 def test_the_command_measures_boxes_masks_and_boundaries(folder, tmp_path, data, bmask):

@@ -12,9 +12,10 @@ import pytest
 from conftest import PATIENCE
 from IPython.core.interactiveshell import InteractiveShell
 
-from bmask import config, cost, explore, figures, findings, pool, report, reproduce, runs, tables
 from bmask.errors import InputError, Stopped
-from bmask.files import write_bytes
+from bmask.study import config, cost, explore, figures, findings, launch, report, reproduce, runs, tables
+from bmask.study.files import write_bytes
+from bmask.study.launch import work
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def everything(tmp_path_factory):
         patch.setattr(runs, "OUTPUT", folder)
         patch.setattr(runs, "SHIPPED", folder / "shipped")
         for variant in config.available("variant"):
-            assert runs.work(runs.Run(variant, "smoke", 0), runs.Options(device="cpu")) == 0
+            assert work.work(runs.Run(variant, "smoke", 0), runs.Options(device="cpu")) == 0
     return folder
 
 
@@ -132,9 +133,7 @@ def test_every_link_of_the_report_resolves_and_nothing_comes_from_the_network(si
             elif link.scheme != "data":
                 target = (path.parent / urllib.parse.unquote(link.path)).resolve() if link.path else path
                 assert target.exists(), f"{path.name}: {reference}"
-                assert not link.fragment or link.fragment in pages[target].anchors, (
-                    f"{path.name}: {reference}"
-                )
+                assert not link.fragment or link.fragment in pages[target].anchors, f"{path.name}: {reference}"
 
 
 @pytest.mark.parametrize("folder", ["smoke", "local/smoke"])
@@ -157,9 +156,7 @@ def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
     command += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,844", "--dump-dom"]
-    opened = subprocess.run(
-        [*command, f"file://{site / page}.html"], capture_output=True, text=True, timeout=PATIENCE
-    )
+    opened = subprocess.run([*command, f"file://{site / page}.html"], capture_output=True, text=True, timeout=PATIENCE)
     assert "CONSOLE" not in opened.stderr, opened.stderr
     assert "</html>" in opened.stdout and "BMask R-CNN" in opened.stdout
 
@@ -215,9 +212,7 @@ def test_runs_made_here_are_compared_with_the_shipped_ones_in_a_line(site, every
 
 
 @pytest.mark.parametrize("name", sorted({report.notebook(item) for item in reproduce.everything("cpu")}))
-def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_nothing(
-    name, tmp_path, monkeypatch
-):
+def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "OUTPUT", tmp_path)
     cells = [
         c.source
@@ -228,9 +223,7 @@ def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_noth
     for source in cells[:-1] if "explore" in cells[-1] else cells:
         exec(source, names)
     assert names["train"] is False and names["profile"] == "cpu"
-    assert names["shown"] and all(
-        runs.shipped("cpu") in path.parents and path.exists() for path in names["shown"]
-    )
+    assert names["shown"] and all(runs.shipped("cpu") in path.parents and path.exists() for path in names["shown"])
     assert not list(tmp_path.iterdir())
 
 
@@ -257,16 +250,14 @@ def test_figure_6_is_looked_into_as_it_is_shipped_when_its_runs_were_made_here_f
 
 
 @pytest.mark.parametrize("raised", [InputError("wrong; mend it"), KeyboardInterrupt()], ids=repr)
-def test_a_notebook_ends_with_one_sentence_when_it_is_stopped_or_its_input_is_wrong(
-    output, monkeypatch, raised
-):
+def test_a_notebook_ends_with_one_sentence_when_it_is_stopped_or_its_input_is_wrong(output, monkeypatch, raised):
     def fail(*_):
         raise raised
 
-    monkeypatch.setattr(pool, "ensure", fail)
+    monkeypatch.setattr(launch, "ensure", fail)
     shell, said = InteractiveShell(), []
     monkeypatch.setattr(shell, "_showtraceback", lambda kind, error, lines: said.extend(lines))
-    ran = shell.run_cell('from bmask.reproduce import show\nshow("3", "smoke", "0", True)')
+    ran = shell.run_cell('from bmask.study.reproduce import show\nshow("3", "smoke", "0", True)')
     assert not ran.success and len(said) == 1 and "\n" not in said[0]
     assert said[0] == ("bmask: wrong; mend it" if isinstance(raised, InputError) else f"bmask: {Stopped()}")
 

@@ -11,8 +11,10 @@ import torch
 from conftest import PATIENCE, complaint
 from filelock import FileLock
 
-from bmask import config, datasets, files, pool, runs, tables, train
+from bmask import losses
 from bmask.errors import InputError
+from bmask.study import config, datasets, files, launch, runs, tables, train
+from bmask.study.launch import work
 
 RUN = runs.Run("bmask_rcnn", "smoke", 0)
 
@@ -34,18 +36,18 @@ def reference(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUT", folder)
         patch.delenv("BMASK_PARENT", raising=False)
-        assert runs.work(RUN, runs.Options(device="cpu")) == 0
+        assert work.work(RUN, runs.Options(device="cpu")) == 0
         return RUN.record()
 
 
 def test_the_same_seed_gives_the_same_numbers(reference, output):
-    assert runs.work(RUN, runs.Options(device="cpu")) == 0
+    assert work.work(RUN, runs.Options(device="cpu")) == 0
     assert comparable(RUN.record()) == comparable(reference)
 
 
 def test_another_seed_gives_other_numbers(reference, output):
     other = runs.Run("bmask_rcnn", "smoke", 1)
-    assert runs.work(other, runs.Options(device="cpu")) == 0
+    assert work.work(other, runs.Options(device="cpu")) == 0
     assert other.record()["losses"] != reference["losses"]
 
 
@@ -72,9 +74,7 @@ def test_a_record_holds_what_a_reader_needs(reference):
     assert set(reference["losses"][0]) == terms
 
 
-def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrupted_run(
-    reference, output, bmask
-):
+def test_kill_9_and_the_same_command_again_end_with_the_numbers_of_an_uninterrupted_run(reference, output, bmask):
     command = ("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
     first = bmask(*command)
     deadline = time.monotonic() + PATIENCE
@@ -136,10 +136,7 @@ def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
     # Stopped between training and evaluation, a run has nothing left to train, and needs no optimizer.
     assert "optimizer" not in a
-    assert (
-        train.train(cfg, data.train.load(), output / "whole", stop_at(None), validate)["losses"]
-        == whole["losses"]
-    )
+    assert train.train(cfg, data.train.load(), output / "whole", stop_at(None), validate)["losses"] == whole["losses"]
 
 
 def test_a_half_written_file_is_never_seen(tmp_path):
@@ -231,9 +228,7 @@ def test_a_run_does_not_go_on_from_a_checkpoint_that_is_none(output, content):
     else:
         checkpoint.write_bytes(content)
     before = checkpoint.read_bytes()
-    complaint(
-        lambda: runs.work(RUN, runs.Options(device="cpu")), str(checkpoint), "remove it to train the run anew"
-    )
+    complaint(lambda: work.work(RUN, runs.Options(device="cpu")), str(checkpoint), "remove it to train the run anew")
     assert checkpoint.read_bytes() == before and not RUN.own_record.exists()
 
 
@@ -260,8 +255,8 @@ def test_a_run_with_the_weights_of_another_waits_for_it(output, bmask):
 def test_nothing_is_trained_twice(reference, output, monkeypatch):
     RUN.folder.mkdir(parents=True)
     (RUN.folder / "record.json").write_text(json.dumps(reference))
-    monkeypatch.setattr(pool, "carry_out", None)  # would start the work
-    assert pool.ensure([RUN], runs.Options(device="cpu"))
+    monkeypatch.setattr(launch, "carry_out", None)  # would start the work
+    assert launch.ensure([RUN], runs.Options(device="cpu"))
     assert RUN.record() == reference  # published again
 
 
@@ -269,7 +264,7 @@ def test_of_a_long_queue_the_first_are_shown(output, capsys):
     queued = SimpleNamespace(phase=lambda progress: "pending", poll=lambda: 0)
     launcher = SimpleNamespace(start=lambda run: queued, stop=lambda workers: None, pause=0)
     wanted = [runs.Run("bmask_rcnn", "smoke", seed) for seed in range(10)]
-    assert pool.carry_out(wanted, launcher, jobs=10)
+    assert launch.carry_out(wanted, launcher, jobs=10)
     last = capsys.readouterr().err.split("\r")[-1]
     assert last.count("pending") == 8 and "2 more" in last
 
@@ -296,16 +291,14 @@ def test_two_processes_that_want_the_same_run_do_it_once(output, bmask):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_iteration_and_terms(output, monkeypatch):
-    from bmask import heads
-
     calls = []
 
     def exploding(*arguments, **options):
         calls.append(1)
-        return heads.bce_loss(*arguments[:2]) * (float("nan") if len(calls) == 4 else 1)
+        return losses.bce_loss(*arguments[:2]) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(heads, "boundary_loss", exploding)
-    assert runs.work(RUN, runs.Options(device="cpu")) == runs.FAILED
+    monkeypatch.setattr(losses, "boundary_loss", exploding)
+    assert work.work(RUN, runs.Options(device="cpu")) == work.FAILED
     assert RUN.record()["failed"] == "iteration 4: loss_boundary not finite"
     assert not (RUN.folder / "record.json").exists()
     saved = torch.load(RUN.folder / "checkpoint.pth", weights_only=True)
@@ -413,7 +406,7 @@ def test_the_rows_of_table_3_add_one_component_each():
 def test_devices_that_are_not_there_are_one_sentence(output, monkeypatch, options, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match=message):
-        pool.ensure([RUN], runs.Options(**options))
+        launch.ensure([RUN], runs.Options(**options))
     assert os.listdir(output) == []
 
 
@@ -421,7 +414,7 @@ def test_rows_of_one_table_must_have_seen_the_same_data(output):
     RUN.folder.mkdir(parents=True)
     (RUN.folder / "data_fingerprint").write_text("0123456789abcdef")
     both = [runs.Run("mask_rcnn", "smoke", 0), RUN]
-    runs.checked_data(both, runs.Options(device="cpu"), 1)  # of a first try that came to nothing
+    work.checked_data(both, runs.Options(device="cpu"), 1)  # of a first try that came to nothing
     (RUN.folder / "checkpoint.pth").touch()
     with pytest.raises(InputError, match="trained on other data .fingerprint 0123456789abcdef"):
-        pool.ensure(both, runs.Options(device="cpu"))
+        launch.ensure(both, runs.Options(device="cpu"))

@@ -11,8 +11,9 @@ import torch
 from cluster import cluster, lacking
 from conftest import PATIENCE
 
-from bmask import __main__, pool, runs, tables
 from bmask.errors import InputError
+from bmask.study import cli, launch, runs, tables
+from bmask.study.launch import ranks
 
 RUN = runs.Run("bmask_rcnn", "smoke", 0)
 WORK = ("work", "bmask_rcnn", "--profile", "smoke", "--device", "cpu")
@@ -85,25 +86,25 @@ def test_what_torchrun_cannot_split_or_start_is_one_sentence(output, monkeypatch
     described = {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
     for name, value in described.items():
         monkeypatch.setenv(name, str(value))
-    assert __main__.main(["run", "--variant", "bmask_rcnn", "--profile", "smoke"]) == 2
+    assert cli.main(["run", "--variant", "bmask_rcnn", "--profile", "smoke"]) == 2
     assert "give it `-m bmask work VARIANT`" in capsys.readouterr().err
-    monkeypatch.setattr(runs.ranks, "meet", dict)
-    assert __main__.main(["work", "bmask_rcnn", "--profile", "smoke", "--device", "cpu"]) == 2
+    monkeypatch.setattr(ranks, "meet", dict)
+    assert cli.main(["work", "bmask_rcnn", "--profile", "smoke", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == "bmask: 2 images a batch do not split over 3 processes: use a divisor\n"
-    assert __main__.main(["work", "bmask_rcnn", "--profile", "smoke", "--num-gpus", "3"]) == 2
+    assert cli.main(["work", "bmask_rcnn", "--profile", "smoke", "--num-gpus", "3"]) == 2
     assert "leave NUM_GPUS out" in capsys.readouterr().err
 
 
 def test_without_slurm_there_is_one_sentence(output, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(output))
-    assert __main__.main([*ONE, "--launcher", "slurm"]) == 2
+    assert cli.main([*ONE, "--launcher", "slurm"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("bmask: LAUNCHER=slurm needs Slurm's sbatch, which is not on the PATH")
     assert message.count("\n") == 1 and os.listdir(output) == []
-    assert __main__.main([*ONE, "--launcher", "kubernetes"]) == 2
+    assert cli.main([*ONE, "--launcher", "kubernetes"]) == 2
     assert capsys.readouterr().err == "bmask: LAUNCHER is 'kubernetes': choose local or slurm\n"
-    monkeypatch.setattr(pool.importlib.util, "find_spec", lambda name: None)
-    assert __main__.main([*ONE, "--launcher", "slurm"]) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main([*ONE, "--launcher", "slurm"]) == 2
     assert "needs the package submitit" in capsys.readouterr().err
 
 
@@ -113,9 +114,7 @@ def commands(tmp_path, monkeypatch):
     for name in ("sbatch", "srun", "squeue", "scancel", "sinfo"):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(
-            "#!/bin/sh\n" + ("echo 'main* (null)'; echo 'gpu gpu:a100:4'\n" if name == "sinfo" else "")
-        )
+        path.write_text("#!/bin/sh\n" + ("echo 'main* (null)'; echo 'gpu gpu:a100:4'\n" if name == "sinfo" else ""))
         path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
@@ -133,22 +132,17 @@ def commands(tmp_path, monkeypatch):
 )
 def test_jobs_ask_for_gpus_where_they_use_them(commands, device, given, gpus):
     options = runs.Options(device=device, num_gpus=2, launcher="slurm", slurm=given)
-    slurm = pool.launcher(options, [RUN])
+    slurm = launch.launcher(options, [RUN])
     assert slurm.parameters.get("gpus_per_node") == gpus and slurm.device == ("cuda" if gpus else "cpu")
-    assert (
-        slurm.parameters["ntasks_per_node"] == 2
-        and slurm.parameters["cpus_per_task"] == RUN.cfg.STUDY.THREADS
-    )
+    assert slurm.parameters["ntasks_per_node"] == 2 and slurm.parameters["cpus_per_task"] == RUN.cfg.STUDY.THREADS
     assert slurm.processes == (6 if "nodes=3" in given else 2)
-    assert pool.jobs(options, [RUN] * 9) == 9
+    assert launch.jobs(options, [RUN] * 9) == 9
 
 
-@pytest.mark.parametrize(
-    "given,message", [("gpu", "give KEY=VALUE"), ("time=1:00:00", "a number of minutes")]
-)
+@pytest.mark.parametrize("given,message", [("gpu", "give KEY=VALUE"), ("time=1:00:00", "a number of minutes")])
 def test_wrong_options_of_slurm_are_one_sentence(commands, given, message):
     with pytest.raises(InputError, match=message):
-        pool.launcher(runs.Options(launcher="slurm", slurm=(given,)), [RUN])
+        launch.launcher(runs.Options(launcher="slurm", slurm=(given,)), [RUN])
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +177,7 @@ def test_table_3_survives_a_preemption_and_the_end_of_who_waits_for_it(slurm, ou
     wanted = tables.table_runs("3", "smoke", [0])
     first = bmask(*command)
     preempted = wait_for(
-        lambda: next(
-            (r for r in wanted if (r.folder / "checkpoint.pth").exists() and not r.own_record.exists()), None
-        ),
+        lambda: next((r for r in wanted if (r.folder / "checkpoint.pth").exists() and not r.own_record.exists()), None),
         first,
     )
     slurm("scancel", "--signal=USR2", job_of(preempted))  # as Slurm does before it takes the node away

@@ -15,7 +15,7 @@ from conftest import complaint
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
-from bmask import submission
+from bmask.study import submission
 
 NAMES = ["frankfurt_000000_000294", "frankfurt_000001_007973", "lindau_000012_000019"]
 IMAGES = [

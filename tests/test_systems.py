@@ -8,7 +8,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from bmask import config
+from bmask.study import config
 
 BOXES = {"loss_rpn_cls", "loss_rpn_loc"}
 STANDARD = BOXES | {"loss_cls", "loss_box_reg"}
@@ -93,9 +93,7 @@ def test_mask_scoring_ranks_masks_and_leaves_boxes_alone():
     assert not torch.equal(scored.mask_scores, scored.scores)
 
 
-@pytest.mark.parametrize(
-    "variant,changes", [("bmask_rcnn_release", True), ("cascade_bmask_rcnn_release", False)]
-)
+@pytest.mark.parametrize("variant,changes", [("bmask_rcnn_release", True), ("cascade_bmask_rcnn_release", False)])
 def test_the_boxes_that_masks_are_trained_in_are_the_box_heads_but_in_cascades(variant, changes):
     masks = []
     for predicted in (True, False):

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from conftest import PATIENCE, complaint
 
-from bmask import config, cost, draw, figures, files, reproduce, runs, tables
-from bmask.__main__ import main
 from bmask.errors import InputError
+from bmask.study import config, cost, draw, figures, files, reproduce, runs, tables
+from bmask.study.cli import main
 
 METRIC = {
     "AP": 30.0,
@@ -287,9 +287,7 @@ def test_the_plan_says_how_many_runs_and_how_long_from_the_speed_so_far(output, 
     options = runs.Options(device="cpu", jobs=2)
     wanted = tables.table_runs("3", "smoke", [0]) + tables.table_runs("sobel", "smoke", [0])
     wanted = list(dict.fromkeys(wanted))
-    assert (
-        reproduce.plan(wanted, options) == "7 runs, 7 of them to be made; none has been timed on this machine"
-    )
+    assert reproduce.plan(wanted, options) == "7 runs, 7 of them to be made; none has been timed on this machine"
     monkeypatch.setattr(runs, "provenance", lambda _: {"device_name": "a laptop"})
     publish("mask_rcnn", 0, 20.0)
     # 2 s x 6 iterations x 6 runs (refined masks need no training) on 2 processes

@@ -3,7 +3,7 @@
 import itertools
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
-from .datasets import check
+from ..errors import InputError
+from .datasets import Split, check, coco_folder
+from .datasets.mapper import ImageMapper
 from .files import fitting, read_checkpoint
-from .images import ImageMapper
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -85,9 +87,52 @@ def detect(
     return detections, float(np.median(milliseconds))
 
 
-def boundary_quality(
-    probabilities: torch.Tensor, targets: torch.Tensor, tolerance: int = 1
-) -> Dict[str, torch.Tensor]:
+def find_data(data: Optional[str], json: Optional[Path], images: Optional[Path]) -> Split:
+    """COCO val2017, in ``data`` or where detectron2 looks for it, or else the file ``json`` with its ``images``.
+
+    Raises:
+        InputError: the folder does not exist, or one is given without the other, or both kinds are.
+    """
+    if (json is None) != (images is None) or (data and json):
+        raise InputError(
+            "the data are either COCO's folder or an instance file with its images; give --data, or both --json and "
+            "--images"
+        )
+    if json:
+        return Split(json, images)
+    folder = coco_folder(data and Path(data))
+    return Split(folder / "annotations/instances_val2017.json", folder / "val2017")
+
+
+def measure(cfg: CfgNode, model: torch.nn.Module, split: Split) -> Dict[str, Any]:
+    """Detect on all images of a split, with a progress bar, and compare with the truth.
+
+    Args:
+        cfg, model: from :func:`bmask.released.load`.
+
+    Returns:
+        ``metrics``, in percent (see :func:`bmask.average_precision`), the number of ``images``, and the median
+        ``milliseconds_per_image``.
+
+    Raises:
+        InputError: the data are not sound, or have another number of classes than the model.
+    """
+    content = check.check_coco(split.json, split.images, drop_zero_area=True, open_images=True)
+    classes = len(content["categories"])
+    if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise InputError(
+            f"the model knows {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes and {split.json} has {classes}; give the kind "
+            "of data that it was trained on"
+        )
+    images = split.load()
+    with tqdm(total=len(images), desc="detecting", unit="image") as bar:
+        detections, milliseconds = detect(cfg, model, images, split.category_ids(), lambda *_: bar.update())
+    max_dets = cfg.TEST.DETECTIONS_PER_IMAGE
+    metrics = average_precision(split.json, detections, max_dets, resamples=0)
+    return {"metrics": metrics, "images": len(images), "milliseconds_per_image": milliseconds}
+
+
+def boundary_quality(probabilities: torch.Tensor, targets: torch.Tensor, tolerance: int = 1) -> Dict[str, torch.Tensor]:
     """How thick and how right each predicted boundary is, its pixels being those above 0.5.
 
     Args:
@@ -199,8 +244,7 @@ def _coco_ap(
         **{name: _mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
         "per_iou": {t: _mean(everything[k]) for k, t in enumerate(thresholds)},
         "per_class": {
-            ground_truth.cats[c]["name"]: _mean(everything[:, :, k])
-            for k, c in enumerate(evaluation.params.catIds)
+            ground_truth.cats[c]["name"]: _mean(everything[:, :, k]) for k, c in enumerate(evaluation.params.catIds)
         },
     }
     if resamples and kind != "boundary":
@@ -245,9 +289,7 @@ def _bootstrap(
         evaluation._evalImgs_cpp = [found[i] for found in by_class for i in draw]
         evaluation.accumulate()
         replicates.append(_headline(np.asarray(evaluation.eval["precision"])[..., 0, -1], thresholds))
-    return {
-        name: [None if r[name] is None else round(r[name], 2) for r in replicates] for name in replicates[0]
-    }
+    return {name: [None if r[name] is None else round(r[name], 2) for r in replicates] for name in replicates[0]}
 
 
 def _headline(precision: np.ndarray, thresholds: List[str]) -> Dict[str, Optional[float]]:

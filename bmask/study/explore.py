@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import ipywidgets as widgets
 import numpy as np
 
+from ..errors import InputError
 from . import draw, figures, runs, tables
-from .errors import InputError
 
 
 def boundary_losses(profile: str) -> widgets.Widget:

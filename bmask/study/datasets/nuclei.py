@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from tqdm.auto import tqdm
 
-from ..errors import InputError
+from ...errors import InputError
 from ..files import whole_folder, write_file
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"

@@ -13,7 +13,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
 
-from .errors import InputError
+from ...errors import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Rank 0 may have to wait for a process that works on the same run: longer than any collective operation may take.
@@ -67,9 +67,7 @@ def join(store: distributed.Store, device: str) -> None:
     local_ranks = comm.all_gather(local_rank)
     per_machine = max(local_ranks) + 1
     if local_ranks != [r % per_machine for r in range(world_size())]:
-        raise InputError(
-            "the machines of this run have different numbers of processes: start as many on each"
-        )
+        raise InputError("the machines of this run have different numbers of processes: start as many on each")
     comm.create_local_process_group(per_machine)
     comm.synchronize()
 

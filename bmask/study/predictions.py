@@ -18,12 +18,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from faster_coco_eval import COCO
 from tqdm.auto import tqdm
 
-from . import config, datasets, evaluate, runs
-from .boundary import boundary_targets
+from ..boundary import boundary_targets
+from ..config import predicts_boundaries
+from ..errors import InputError
+from ..images import read_image
+from . import datasets, evaluate, runs
 from .datasets.check import fingerprint
-from .errors import InputError
+from .datasets.mapper import ImageMapper
 from .files import write_bytes
-from .images import ImageMapper, read_image
 
 MAX_IMAGES, MAX_OBJECTS = 24, 150  # the first images, as long as they have no more objects
 MIN_SCORE = 0.3  # detections below are not kept
@@ -244,7 +246,7 @@ def _in_rois(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: str, bar: tqdm) -> Dict:
     cfg = runs.on_device(run.cfg, device)
-    boundaries = config.predicts_boundaries(cfg)
+    boundaries = predicts_boundaries(cfg)
     cfg.MODEL.BOUNDARY_MASK_HEAD.OUTPUT_BOUNDARIES = boundaries
     model = evaluate.load_model(cfg, run.trained_as.folder / "checkpoint.pth")
     mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.check.truth(data.val.json))

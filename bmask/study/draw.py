@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch.nn import functional as F
 
+from ..losses import boundary_loss
 from .files import write_bytes
-from .losses import boundary_loss
 
 # Okabe and Ito's palette, told apart by colour-blind readers; in greyscale markers and dashes tell systems apart.
 TRUTH, PAPER = "#FFFFFF", "0.45"
@@ -45,9 +45,7 @@ STYLE = {
     "svg.hashsalt": "bmask",  # the same file for the same figure
 }
 styled = matplotlib.rc_context(STYLE)
-framed = matplotlib.rc_context(
-    {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
-)
+framed = matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True})
 COLUMN, PAGE = 4.8, 7.5  # inches: the width of a column, and of a page across
 
 
@@ -101,9 +99,7 @@ def gains(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
             height, colour = places - 0.24 + 0.18 * k, OURS if k == 0 else "0.5"
             panel.hlines(height, frame[f"d{metric} low"], frame[f"d{metric} high"], color=colour, linewidth=1.5)
             panel.plot(frame[f"d{metric}"], height, "o", color=colour, label=source, markersize=5)
-        panel.plot(
-            frame[f"paper d{metric}"], places + 0.18, "D", color=PAPER, fillstyle="none", label="paper"
-        )
+        panel.plot(frame[f"paper d{metric}"], places + 0.18, "D", color=PAPER, fillstyle="none", label="paper")
         panel.set_title(metric)
         panel.set_xlabel("difference (AP points)")
         panel.margins(x=0.15)
@@ -242,9 +238,7 @@ def coarseness(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def boundary_numbers(
-    frame: pd.DataFrame, calibrations: Dict[str, np.ndarray], names: Dict[str, str]
-) -> Figure:
+def boundary_numbers(frame: pd.DataFrame, calibrations: Dict[str, np.ndarray], names: Dict[str, str]) -> Figure:
     """How thick, right and well calibrated the boundaries are that each loss teaches (Fig. 6).
 
     Args:

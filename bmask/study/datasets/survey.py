@@ -75,9 +75,7 @@ def _mean_edge(polygon: List[float]) -> float:
 
 def to_text(name: str, found: Survey) -> str:
     """What was found, on less than a screen."""
-    lines = [
-        f"{name}: {len(found.image_sizes)} images, {len(found.sides)} objects of {len(found.classes)} classes"
-    ]
+    lines = [f"{name}: {len(found.image_sizes)} images, {len(found.sides)} objects of {len(found.classes)} classes"]
     most = sorted(found.classes.items(), key=lambda item: -item[1])
     rest = f", and {len(most) - SHOWN} more" if len(most) > SHOWN else ""
     lines.append("  classes   " + ", ".join(f"{shown(c)} {n}" for c, n in most[:SHOWN]) + rest)
@@ -85,10 +83,7 @@ def to_text(name: str, found: Survey) -> str:
         low, high = found.image_sizes.min(0), found.image_sizes.max(0)
         lines.append(f"  images    {low[0]} to {high[0]} pixels high, {low[1]} to {high[1]} wide")
     if len(found.sides):
-        shares = [
-            np.mean(s)
-            for s in (found.sides < 32, (found.sides >= 32) & (found.sides < 96), found.sides >= 96)
-        ]
+        shares = [np.mean(s) for s in (found.sides < 32, (found.sides >= 32) & (found.sides < 96), found.sides >= 96)]
         small, medium, large = (f"{100 * share:.0f}%" for share in shares)
         lines.append(
             f"  objects   {found.sides.min():.0f} to {found.sides.max():.0f} pixels (square root of the box's area), "

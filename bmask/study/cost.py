@@ -96,10 +96,7 @@ def measure(profile: str, device: str) -> Dict:
         torch.set_num_threads(next(iter(cfgs.values())).STUDY.THREADS)
     try:
         models = {variant: _model(cfg) for variant, cfg in cfgs.items()}
-        times = {
-            variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)]
-            for variant, model in models.items()
-        }
+        times = {variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)] for variant, model in models.items()}
         round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up
         rounds = int(np.clip(SECONDS / round_seconds, MIN_ROUNDS, MAX_ROUNDS))
         times = {variant: [] for variant in SYSTEMS}

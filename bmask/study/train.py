@@ -25,9 +25,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch.utils.data import DataLoader, Dataset
 
-from .errors import InputError
+from ..errors import InputError
+from .datasets.mapper import ImageMapper
 from .files import fitting, read_checkpoint, write_file
-from .images import ImageMapper
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -165,9 +165,7 @@ def train(
                     model.train()
                     if board:
                         for kind in ("segm", "bbox"):
-                            board.add_scalar(
-                                f"validation/{kind} AP", validation[-1][kind]["AP"] or 0, iteration
-                            )
+                            board.add_scalar(f"validation/{kind} AP", validation[-1][kind]["AP"] or 0, iteration)
                 if save and comm.is_main_process():
                     state = {name: parts[name].state_dict() for name in needed(iteration)}
                     state |= {"iteration": iteration, "losses": history, "seconds": seconds}

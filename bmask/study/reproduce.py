@@ -12,6 +12,7 @@ from typing import Dict, List, Tuple
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..errors import InputError, stoppable
 from . import (
     config,
     cost,
@@ -19,7 +20,7 @@ from . import (
     evaluate,
     figures,
     findings,
-    pool,
+    launch,
     predictions,
     report,
     runs,
@@ -28,7 +29,6 @@ from . import (
 )
 from .datasets import cityscapes
 from .datasets.check import check_files
-from .errors import InputError, stoppable
 from .files import write_bytes
 
 
@@ -72,15 +72,13 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     return whole
 
 
-def make(
-    items: List[str], profile: str, seeds: List[int], options: runs.Options
-) -> Tuple[bool, Dict[str, List[Path]]]:
+def make(items: List[str], profile: str, seeds: List[int], options: runs.Options) -> Tuple[bool, Dict[str, List[Path]]]:
     """Carry out what tables and figures need, and write them.
 
     Returns:
         Whether all runs have metrics, and the ``.md`` files by item; without the figures where a run has failed.
     """
-    whole = pool.ensure(_wanted(items, profile, seeds), options)
+    whole = launch.ensure(_wanted(items, profile, seeds), options)
     written = {}
     for item in items:
         if not item.startswith(figures.PREFIX):
@@ -146,7 +144,7 @@ def plan(wanted: List[runs.Run], options: runs.Options) -> str:
     usual = pd.Series(mean).mean()
     trained = [run for run in left if run.trained_as == run]
     total = sum(run.cfg.SOLVER.MAX_ITER * mean.get(run.variant, usual) for run in trained)
-    minutes = total / pool.jobs(options, left) / 60
+    minutes = total / launch.jobs(options, left) / 60
     return f"{text}: about {minutes:.0f} minutes of training, at the speed of the {len(mean)} variants timed so far"
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from tqdm.auto import tqdm
 
-from ..errors import InputError
-from ..images import LIMIT, read_image, stored_size
+from ...errors import InputError
+from ...images import LIMIT, read_image, stored_size
 
 REQUIRED = {
     "images": ("id", "file_name", "height", "width"),
@@ -52,9 +52,7 @@ class Mask(NamedTuple):
     extent: Sequence[float]
 
 
-def check_coco(
-    json_file: Path, image_root: Path, *, drop_zero_area: bool = False, open_images: bool = False
-) -> dict:
+def check_coco(json_file: Path, image_root: Path, *, drop_zero_area: bool = False, open_images: bool = False) -> dict:
     """Read a COCO instance file whose images lie under ``image_root``, and validate all of it.
 
     Returns the content as :func:`read` has it. With ``drop_zero_area`` annotations whose mask has no area (COCO
@@ -203,18 +201,14 @@ def examine(
             without_area.append(annotation["id"])
         key = (number, annotation["category_id"], mask.area, *mask.extent)
         if key in seen:
-            what = (
-                "has the class, extent and area of another one in its image; remove one if they are the same"
-            )
+            what = "has the class, extent and area of another one in its image; remove one if they are the same"
             found.add(False, what, f"annotation {annotation['id']} of {_place(image)}", annotation["id"])
         seen.add(key)
 
     kept = [(a, m, sound[a["image_id"]]) for a, m in zip(content["annotations"], masks) if m and m.area]
     objects = [x for x in kept if not x[0]["iscrowd"]]
     if kept and not objects:
-        what = (
-            "are crowds (iscrowd 1), which are neither learnt nor counted; write iscrowd 0 for single objects"
-        )
+        what = "are crowds (iscrowd 1), which are neither learnt nor counted; write iscrowd 0 for single objects"
         found.add(True, what, f"all {len(kept)} annotations")
     _compare_boxes(found, objects)
     for ids, what in (
@@ -314,9 +308,7 @@ class _Findings:
             what = "needs a text and two positive whole numbers there; correct its entry"
         elif sides[0] * sides[1] > LIMIT:
             entry = f"{_place(image)} with {sides[0]} x {sides[1]} pixels"
-            what = (
-                f"is larger than the {LIMIT:,} pixels that are read; correct its entry, or cut it into parts"
-            )
+            what = f"is larger than the {LIMIT:,} pixels that are read; correct its entry, or cut it into parts"
         else:
             return True
         self.add(True, what, entry, image["id"])
@@ -343,14 +335,10 @@ def _parse(json_file: Path) -> Any:
     gc.disable()  # millions of new lists and no garbage: collecting takes most of the time for COCO train2017
     try:
         if json_file.exists() and not json_file.is_file():
-            raise InputError(
-                f"the annotation file {json_file} cannot be read: it is no file; give a JSON file"
-            )
+            raise InputError(f"the annotation file {json_file} cannot be read: it is no file; give a JSON file")
         raw = json_file.read_bytes()
         encoding = json.detect_encoding(raw)
-        return json.loads(
-            raw.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
-        )
+        return json.loads(raw.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict"))
     except FileNotFoundError:
         raise InputError(f"the annotation file {json_file} does not exist; check its path") from None
     except OSError as error:
@@ -556,9 +544,7 @@ def _compare_boxes(found: _Findings, objects: List[Tuple[Dict, Mask, Dict]]) -> 
     def fits(start, end):
         return np.abs(np.concatenate([start, end], axis=1) - extents).max(1) <= allowed
 
-    within = np.concatenate(
-        [np.maximum(corner, extents[:, :2]), np.minimum(corner + size, extents[:, 2:])], axis=1
-    )
+    within = np.concatenate([np.maximum(corner, extents[:, :2]), np.minimum(corner + size, extents[:, 2:])], axis=1)
     common = (within[:, 2:] - within[:, :2]).clip(0).prod(1)
     union = size.clip(0).prod(1) + (extents[:, 2:] - extents[:, :2]).prod(1) - common
     flat = (size <= 0).any(1)
@@ -593,9 +579,7 @@ def _compare_boxes(found: _Findings, objects: List[Tuple[Dict, Mask, Dict]]) -> 
     outside = (extents < -1).any(1) | (extents[:, 2:] > sides + 1).any(1)
     if outside.any():
         ids = [objects[k][0]["id"] for k in np.flatnonzero(outside)]
-        found.add(
-            False, f"have a mask that reaches outside of the image ({_some(ids)})", f"{len(ids)} annotations"
-        )
+        found.add(False, f"have a mask that reaches outside of the image ({_some(ids)})", f"{len(ids)} annotations")
 
 
 _SHORT = reprlib.Repr()

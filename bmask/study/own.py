@@ -6,10 +6,10 @@ from typing import Dict, List, Optional, Tuple
 import numpy as np
 import yaml
 
+from ..errors import InputError
 from . import config, draw, evaluate, figures, predictions, runs
 from .datasets import Split
 from .datasets.survey import Survey
-from .errors import InputError
 from .files import write_bytes
 
 EPOCHS = 12  # as often as the paper's schedule shows each image: 90,000 x 16 / 118,000
@@ -78,9 +78,7 @@ def write_profile(
         )
     if not len(found.sides):
         raise InputError(f"{train_split.json} has no objects to learn from; annotate some")
-    content, chosen = _choose(
-        found, max(found.objects.max(), found_val.objects.max()), device, batch, iterations
-    )
+    content, chosen = _choose(found, max(found.objects.max(), found_val.objects.max()), device, batch, iterations)
     places = (train_split.json, train_split.images, val_split.json, val_split.images)
     keys = ("TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES")
     content["STUDY"] = {"DATASET": "own", "OWN": {k: str(p.resolve()) for k, p in zip(keys, places)}}

@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple, Optional
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle_tools
 
-from ..errors import InputError
+from ...errors import InputError
 from . import cityscapes, shapes
 from .check import check_coco, fingerprint, read
 
@@ -121,18 +121,13 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
         return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
     if name == "coco":
         folder = coco_folder(data)
-        return {
-            s: Split(folder / f"annotations/instances_{s}2017.json", folder / f"{s}2017")
-            for s in ("train", "val")
-        }
+        return {s: Split(folder / f"annotations/instances_{s}2017.json", folder / f"{s}2017") for s in ("train", "val")}
     if name == "cityscapes":
         folder = cityscapes_folder(data)
         # Converted once for each place that the data set is read from.
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         return {
-            s: Split(
-                output / "data" / f"cityscapes-{place}" / f"instances_{s}.json", folder / "leftImg8bit" / s
-            )
+            s: Split(output / "data" / f"cityscapes-{place}" / f"instances_{s}.json", folder / "leftImg8bit" / s)
             for s in ("train", "val")
         }
     raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco, cityscapes and own")
@@ -154,11 +149,7 @@ def _downloaded() -> Path:
 
 def shapes_folder(cfg, output: Path) -> Path:
     options = cfg.STUDY.SHAPES
-    return (
-        output
-        / "data"
-        / f"shapes-{options.SEED}-{options.NUM_TRAIN}-{options.NUM_VAL}-{options.IMAGE_SIZE}px"
-    )
+    return output / "data" / f"shapes-{options.SEED}-{options.NUM_TRAIN}-{options.NUM_VAL}-{options.IMAGE_SIZE}px"
 
 
 def prepare(cfg, data: Optional[Path], output: Path) -> Data:

@@ -44,8 +44,7 @@ class HRNetFPN(Backbone):
         for layer in (self.reduce, *self.outputs):
             weight_init.c2_xavier_fill(layer)
         self._shapes = {
-            level: ShapeSpec(channels=out_channels, stride=2**k)
-            for k, level in enumerate(self._out_features, 2)
+            level: ShapeSpec(channels=out_channels, stride=2**k) for k, level in enumerate(self._out_features, 2)
         }
 
     @property

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from ..errors import InputError
 from . import figures, predictions, runs, tables
 from .config import EXPERIMENTS
-from .errors import InputError
 from .files import write_bytes
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NONE = "reproduced", "not reproduced", "undecided", "no verdict"

@@ -13,12 +13,13 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from matplotlib.figure import Figure
 
+from ..boundary import sobel
+from ..errors import InputError
 from . import draw, predictions, runs, tables
-from .boundary import sobel, strongest_boundaries
 from .config import EXPERIMENTS, nearest
 from .draw import COLOURS, LEVELS, TRUTH, Panel
-from .errors import InputError
 from .files import write_bytes
+from .paste import strongest_boundaries
 from .predictions import Images, Predictions
 
 NAMES = {
@@ -260,9 +261,7 @@ def _roi_features(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 5."""
     images = predictions.load_images(predicted_runs("5", profile, seeds))
     strategies = {v: runs.Run(v, profile, seeds[0]).cfg for v in variants("5", profile)}
-    levels = {
-        v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()
-    }
+    levels = {v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()}
     spread = [len(set(levels["bmask_rcnn_p2p5_14"][k])) for k in range(len(images.pictures))]
     k = int(np.argmax(spread))
     inside = np.flatnonzero(images.image_of == k)
@@ -273,8 +272,7 @@ def _roi_features(profile: str, seeds: List[int]) -> Drawn:
         side, names = cfg.MODEL.BOUNDARY_MASK_HEAD.POOLER_RESOLUTION, cfg.MODEL.BOUNDARY_MASK_HEAD.IN_FEATURES
         heading = f"{'P2' if len(names) == 1 else 'P2 ~ P5'}, {side}x{side}"
         outlines = [
-            (_filled(box, images.pictures[k].shape), LEVELS[level])
-            for box, level in zip(boxes, levels[variant][k])
+            (_filled(box, images.pictures[k].shape), LEVELS[level]) for box, level in zip(boxes, levels[variant][k])
         ]
         rows["RoIs"][heading] = Panel(images.pictures[k], outlines)
         stride = 2 ** int(levels[variant][k][largest][1:]) / _scale(cfg, images.pictures[k])
@@ -308,9 +306,7 @@ def _levels(cfg, images: Images, k: int) -> List[str]:
         return [names[0]] * int((images.image_of == k).sum())
     boxes = torch.from_numpy(images.boxes[images.image_of == k]) * _scale(cfg, images.pictures[k])
     numbers = [int(name[1:]) for name in names]
-    chosen = assign_boxes_to_levels(
-        [Boxes(boxes)], min(numbers), max(numbers), CANONICAL_SIZE, CANONICAL_LEVEL
-    )
+    chosen = assign_boxes_to_levels([Boxes(boxes)], min(numbers), max(numbers), CANONICAL_SIZE, CANONICAL_LEVEL)
     return [names[i] for i in chosen.tolist()]
 
 
@@ -328,9 +324,7 @@ def _sampled(picture: np.ndarray, box: np.ndarray, stride: float, side: int) -> 
     width, height = (max(int(round((b - a) * scale)), 1) for a, b in ((x0, x1), (y0, y1)))
     x, y = (a + (np.arange(n) + 0.5) / scale for a, n in ((x0, width), (y0, height)))
     x, y = (((values // stride) + 0.5) * stride for values in (x, y))
-    rows, columns = (
-        np.clip(v.astype(int), 0, n - 1) for v, n in ((y, picture.shape[0]), (x, picture.shape[1]))
-    )
+    rows, columns = (np.clip(v.astype(int), 0, n - 1) for v, n in ((y, picture.shape[0]), (x, picture.shape[1])))
     middles = (np.arange(side) + 0.5) / side
     points = np.stack(np.meshgrid(middles * width - 0.5, middles * height - 0.5), axis=-1).reshape(-1, 2)
     return Panel(picture[rows][:, columns], points=points)
@@ -432,12 +426,9 @@ def bootstrapped(measured: Sequence[Tuple[np.ndarray, np.ndarray]]) -> Dict[str,
     counts = np.stack([np.bincount(image, ~np.isnan(row), number) for row in values])
     rng = np.random.default_rng(0)
     drawn = [
-        np.ix_(rng.integers(len(values), size=len(values)), rng.integers(number, size=number))
-        for _ in range(RESAMPLES)
+        np.ix_(rng.integers(len(values), size=len(values)), rng.integers(number, size=number)) for _ in range(RESAMPLES)
     ]
-    with np.errstate(
-        invalid="ignore"
-    ):  # a model without any boundary pixel has neither thickness nor precision
+    with np.errstate(invalid="ignore"):  # a model without any boundary pixel has neither thickness nor precision
         means = [sums[d].sum() / counts[d].sum() for d in drawn]
         low, high = np.nanpercentile(means, [2.5, 97.5]) if counts.any() else (np.nan, np.nan)
         return {"mean": sums.sum() / counts.sum(), "low": low, "high": high}
@@ -493,8 +484,7 @@ def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
         }
     predicted = [(mask > 0.5) for mask in found.masks]
     with_exact, with_coarse = (
-        np.mean([_iou(p, m) for p, m in zip(predicted, truth)])
-        for truth in (images.roi_masks, found.annotated)
+        np.mean([_iou(p, m) for p, m in zip(predicted, truth)]) for truth in (images.roi_masks, found.annotated)
     )
     caption = (
         "What BMask R-CNN predicts after training on polygons that are off by 8%: objects whose annotation has "
@@ -535,9 +525,7 @@ def _sobel(profile: str, seeds: List[int]) -> Drawn:
 
 def _curves(profile: str, seeds: List[int]) -> Drawn:
     return {
-        "curves": training_curves(
-            [runs.Run(v, profile, s) for v, s in product(variants("curves", profile), seeds)]
-        )
+        "curves": training_curves([runs.Run(v, profile, s) for v, s in product(variants("curves", profile), seeds)])
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict
 
 import torch
 
-from .errors import InputError
+from ..errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the place has, not the program: no permission, a read-only file system, a file where a folder is meant, ...
@@ -125,9 +125,7 @@ def read_checkpoint(path: Path, device: str) -> Dict[str, Any]:
     except torch.cuda.OutOfMemoryError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); correct the path or its permissions"
-        ) from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions") from None
     except Exception:  # a damaged pickle raises whatever its bytes happen to ask for
         pass
     raise InputError(f"{path} is no checkpoint of a training, or cut off; {MEND}")

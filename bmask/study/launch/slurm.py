@@ -1,7 +1,4 @@
-"""Several runs at a time, with one progress bar: as processes of this machine, or as jobs of a Slurm cluster.
-
-Either way a run is carried out by ``python -m bmask work`` and says how far it is in its folder.
-"""
+"""Runs as jobs of a Slurm cluster."""
 
 import contextlib
 import importlib.util
@@ -17,190 +14,16 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
-from tqdm.auto import tqdm
+from ...errors import InputError
+from .. import runs
+from ..files import write_bytes
+from .local import arguments_of, environment_of
 
-from . import runs
-from .errors import InputError, stoppable
-from .files import make_folder, write_bytes
-
-SHOWN = 8  # runs beside the progress bar, of those at work or submitted
 # Minutes of a job. It is requeued when they are over.
 SLURM_TIME = 240
 SLURM_OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
 }  # fmt: skip
-
-
-def ensure(wanted: List[runs.Run], options: runs.Options) -> bool:
-    """Carry out those of the runs, all of one profile, that have not been, with one progress bar.
-
-    Everything is checked before anything is trained or written. Runs that another process works on are
-    waited for.
-
-    Returns:
-        Whether all runs have a record with metrics.
-
-    Raises:
-        InputError: wrong data or options.
-    """
-    wanted = list(dict.fromkeys(wanted))
-    runs.check_device(options)
-    for run in wanted:
-        if run.own_record.exists():
-            runs.publish(run)
-    left = runs.unmade(wanted, options)
-    if not left:
-        return True
-    with stoppable():
-        starts = launcher(options, left)
-        runs.checked_data(wanted, options, starts.processes)
-        return carry_out(left, starts, jobs(options, left))
-
-
-def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
-    """Runs at a time: as many as asked for, or all (Slurm has a queue), or one on a GPU, or one for each core."""
-    if options.launcher == "slurm":
-        return options.jobs or len(wanted)
-    if options.jobs or runs.check_device(options) == "cuda":
-        return options.jobs or 1
-    return max(1, (os.cpu_count() or 1) // wanted[0].cfg.STUDY.THREADS)
-
-
-def launcher(options: runs.Options, wanted: List[runs.Run]) -> Union["Local", "Slurm"]:
-    """What starts the runs, of one profile. Raises InputError if it cannot be used here."""
-    return Slurm(options, wanted[0]) if options.launcher == "slurm" else Local(options)
-
-
-def carry_out(wanted: List[runs.Run], launcher: Union["Local", "Slurm"], jobs: int) -> bool:
-    """Start the runs, at most ``jobs`` at a time, show their progress and wait for them. Stopped, it stops them.
-
-    Returns:
-        Whether all runs ended well. Of others the reason is written to stderr.
-    """
-    # Rows add components, so the last cost most: started first, they leave the least to wait for at the end. What
-    # takes another run's weights comes after it.
-    waiting = sorted(wanted[::-1], key=lambda run: run.trained_as != run)
-    workers = {}
-    done = {run: runs.progress(run).get("iteration", 0) for run in wanted}
-    failed = []
-    # A kill of this process has to end as Ctrl-C does, with the workers stopped and their states kept.
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    bar = tqdm(
-        total=sum(run.cfg.SOLVER.MAX_ITER for run in wanted),
-        initial=sum(done.values()),
-        unit="it",
-        smoothing=0,
-        miniters=0,
-        # A log file needs no new line every second.
-        mininterval=0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 20,
-        dynamic_ncols=True,
-    )
-    try:
-        while waiting or workers:
-            # A worker that only waits for another's weights would hold a place, or a node, for nothing.
-            ready = [r for r in waiting if r.trained_as == r or r.trained_as not in (*waiting, *workers)]
-            for run in ready[: jobs - len(workers)]:
-                waiting.remove(run)
-                workers[run] = launcher.start(run)
-            time.sleep(launcher.pause)
-            texts = []
-            for run, worker in list(workers.items()):
-                status = worker.poll()
-                progress = runs.progress(run)
-                done[run] = max(done[run], progress.get("iteration", 0))
-                texts.append(
-                    f"{wanted.index(run) + 1} {run.variant} seed {run.seed}: {worker.phase(progress)}"
-                )
-                if status is None:
-                    continue
-                del workers[run]
-                if status != 0:
-                    failed.append(run)
-                    tqdm.write(_why(run, status), file=sys.stderr)
-                else:
-                    done[run] = run.cfg.SOLVER.MAX_ITER
-            finished = len(wanted) - len(waiting) - len(workers)
-            bar.set_description_str(f"{finished} of {len(wanted)} runs done", refresh=False)
-            if len(texts) > SHOWN:  # most of them jobs that wait
-                texts[SHOWN:] = [f"{len(texts) - SHOWN} more"]
-            bar.set_postfix_str(", ".join(texts), refresh=False)
-            bar.update(sum(done.values()) - bar.n)
-    finally:
-        bar.close()
-        launcher.stop(list(workers.values()))
-        signal.signal(signal.SIGTERM, previous)
-    return not failed
-
-
-def _why(run: runs.Run, status: Union[int, str]) -> str:
-    log = run.folder / "log.txt"
-    record = run.record()
-    if status == runs.FAILED and record:
-        return f"{run.name} failed: {record['failed']}"
-    last = ((log.read_text() if log.exists() else "").strip().splitlines() or ["nothing"])[-1]
-    return f"{run.name} stopped with status {status}; the last line of {log} is: {last}"
-
-
-def _arguments(run: runs.Run, device: str, num_gpus: int, accumulate: int, data: Optional[str]) -> List[str]:
-    """Of ``python -m bmask``."""
-    arguments = ["work", run.variant, "--profile", run.profile, "--seed", str(run.seed)]
-    arguments += ["--device", device, "--num-gpus", str(num_gpus), "--accumulate", str(accumulate)]
-    return arguments + (["--data", data] if data else [])
-
-
-def _environment(run: runs.Run) -> Dict[str, str]:
-    return {
-        "OMP_NUM_THREADS": str(run.cfg.STUDY.THREADS),
-        "PYTHONPATH": os.pathsep.join([str(runs.REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-    }
-
-
-class Local:
-    """Starts runs as processes of this machine, which end with this one."""
-
-    pause = 0.2  # seconds between two looks at the workers
-
-    def __init__(self, options: runs.Options):
-        self.options, self.processes = options, options.num_gpus
-
-    def start(self, run: runs.Run) -> "_Process":
-        make_folder(run.folder)
-        o = self.options
-        command = [
-            sys.executable,
-            "-m",
-            "bmask",
-            *_arguments(run, o.device, o.num_gpus, o.accumulate, o.data),
-        ]
-        environment = {**os.environ, **_environment(run), "BMASK_PARENT": str(os.getpid())}
-        if o.device == "cpu":
-            # detectron2's launcher would take NCCL if it saw a GPU.
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        with open(run.folder / "log.txt", "a") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        return _Process(process)
-
-    def stop(self, workers: List["_Process"]) -> None:
-        for worker in workers:
-            os.killpg(worker.process.pid, signal.SIGTERM)  # its children on other GPUs as well
-        for worker in workers:
-            worker.process.wait()
-
-
-class _Process:
-    def __init__(self, process: subprocess.Popen):
-        self.process = process
-
-    def poll(self) -> Optional[int]:
-        return self.process.poll()
-
-    def phase(self, progress: Dict) -> str:
-        text = progress.get("phase", "starting")
-        if self.process.pid != progress.get("pid", self.process.pid) and runs.alive(progress["pid"]):
-            text += f" by process {progress['pid']} on {progress['host']}"
-        return text
 
 
 class Slurm:
@@ -219,14 +42,8 @@ class Slurm:
 
     def __init__(self, options: runs.Options, run: runs.Run):
         if not importlib.util.find_spec("submitit"):
-            raise InputError(
-                "LAUNCHER=slurm needs the package submitit, which is not installed: run `make setup`"
-            )
-        missing = [
-            command
-            for command in ("sbatch", "srun", "sinfo", "squeue", "scancel")
-            if not shutil.which(command)
-        ]
+            raise InputError("LAUNCHER=slurm needs the package submitit, which is not installed: run `make setup`")
+        missing = [command for command in ("sbatch", "srun", "sinfo", "squeue", "scancel") if not shutil.which(command)]
         if missing:
             raise InputError(
                 f"LAUNCHER=slurm needs Slurm's {missing[0]}, which is not on the PATH: start this on a node of a "
@@ -266,7 +83,7 @@ class Slurm:
         from submitit.core.utils import FailedJobError
 
         given = dict(self.parameters)
-        variables = {**_environment(run), "BMASK_OUTPUT": str(Path(runs.OUTPUT).absolute())}
+        variables = {**environment_of(run), "BMASK_OUTPUT": str(Path(runs.OUTPUT).absolute())}
         variables |= {"BMASK_PUBLISH": "1"} if runs.PUBLISH else {}
         setup = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         setup += ["unset BMASK_PARENT", *filter(None, [given.pop("setup", None)])]
@@ -295,7 +112,7 @@ class Slurm:
         )
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # said again by the exception
-                job = executor.submit(_Work(_arguments(run, self.device, 1, self.accumulate, self.data)))
+                job = executor.submit(_Work(arguments_of(run, self.device, 1, self.accumulate, self.data)))
         except FailedJobError as error:
             reason = (str(error).strip().splitlines() or ["nothing"])[-1]
             raise InputError(f"Slurm does not take the job of {run.name}, correct SLURM: {reason}") from None
@@ -308,9 +125,7 @@ class Slurm:
         if time.monotonic() - self._asked > self.interval:
             command = ["squeue", "--me", "--noheader", "--states=all", "--Format=JobID,State,exit_code"]
             answer = subprocess.run(command, capture_output=True, text=True)
-            if (
-                answer.returncode == 0
-            ):  # else the controller is busy or restarts: what it said last still holds
+            if answer.returncode == 0:  # else the controller is busy or restarts: what it said last still holds
                 rows = [line.split() for line in answer.stdout.splitlines()]
                 self._states = {job: state for job, state, *_ in rows}
                 self._codes = {job: code for job, _, code in rows}
@@ -406,7 +221,5 @@ def _has_gpus(partition: Optional[str]) -> bool:
     rows = [line.split() for line in answer.stdout.splitlines() if " " in line]
     wanted = str(partition).split(",") if partition else None
     return any(
-        "gpu" in gres
-        for name, gres, *_ in rows
-        if (name.rstrip("*") in wanted if wanted else name.endswith("*"))
+        "gpu" in gres for name, gres, *_ in rows if (name.rstrip("*") in wanted if wanted else name.endswith("*"))
     )

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from ..errors import InputError
 from . import cost, draw, runs
 from .config import EXPERIMENTS, nearest
-from .errors import InputError
 from .files import write_bytes
 
 # The paper's columns, as fields of a record's metrics. Its AP^b is the AP of boxes, not of boundaries.
@@ -97,12 +97,7 @@ def rows(number: str) -> List[Row]:
 
 def table_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
     """The runs of a table: its rows, each with every seed."""
-    return [
-        runs.Run(row.variant, profile, seed)
-        for row in rows(number)
-        if row.variant != PUBLISHED
-        for seed in seeds
-    ]
+    return [runs.Run(row.variant, profile, seed) for row in rows(number) if row.variant != PUBLISHED for seed in seeds]
 
 
 def table(number: str, profile: str, seeds: List[int], folder: Optional[Path] = None) -> pd.DataFrame:
@@ -130,7 +125,12 @@ def table(number: str, profile: str, seeds: List[int], folder: Optional[Path] = 
     for k, row in enumerate(entries):
         made = records.get(row.variant, {})
         good, base = without_failed(made), without_failed(records[row.baseline])
-        line = {"row": row.name, **row.words, "variant": row.variant, "network": _network(row.variant, profile)}
+        line = {
+            "row": row.name,
+            **row.words,
+            "variant": row.variant,
+            "network": _network(row.variant, profile),
+        }
         line["seeds"] = len(good)
         for metric in metrics:
             ours, difference = _values(good, metric), _values(good, metric) - _values(base, metric)
@@ -161,9 +161,7 @@ def without_failed(records: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
 
 def _values(records: Dict[int, Dict], metric: str) -> pd.Series:
     kind, key = METRICS[metric]
-    return pd.Series(
-        {seed: record["metrics"].get(kind, {}).get(key) for seed, record in records.items()}, dtype=float
-    )
+    return pd.Series({seed: record["metrics"].get(kind, {}).get(key) for seed, record in records.items()}, dtype=float)
 
 
 def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple[float, float]:

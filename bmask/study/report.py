@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from . import figures, findings, runs, tables
-from .errors import InputError
 from .files import write_bytes
 
 SITE = {
@@ -137,9 +137,7 @@ def build(folder: Path) -> Path:
         from sphinx.application import Sphinx
         from sphinx.util.docutils import docutils_namespace
     except ImportError:
-        raise InputError(
-            "the report is built by Sphinx, which is not installed; `make report` installs it"
-        ) from None
+        raise InputError("the report is built by Sphinx, which is not installed; `make report` installs it") from None
     shipped = runs.profiles(runs.shipped())
     local = [] if runs.PUBLISH else runs.profiles(runs.results())
     if not (shipped or local):
@@ -157,7 +155,8 @@ def build(folder: Path) -> Path:
         names = [*shipped, *(f"local/{profile}" for profile in local)]
         pages = "\n".join([*(f"{name}/README" for name in names), "commits"])
         write_bytes(
-            source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n\n{_toctree(pages)}".encode()
+            source / "index.md",
+            f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n\n{_toctree(pages)}".encode(),
         )
         warnings = io.StringIO()
         with docutils_namespace():
@@ -201,7 +200,10 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             record = run.record()
             if record is None:
                 continue
-            for end, content in ((".json", run.record_path.read_bytes()), (".yaml", record["config"].encode())):
+            for end, content in (
+                (".json", run.record_path.read_bytes()),
+                (".yaml", record["config"].encode()),
+            ):
                 write_bytes(folder / "runs" / f"{run.name}{end}", content)
             commit = str(record["git_commit"])
             commits.setdefault(commit, []).append(f"{profile}: {run.name}")

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 from tqdm.auto import tqdm
 
-from ..errors import InputError
+from ...errors import InputError
 from ..files import whole_folder
 
 SPLITS = ("train", "val")
@@ -84,9 +84,7 @@ def test_images(root: Path) -> list[dict]:
     records = []
     for image_id, image in enumerate(_images(Path(root), "test")):
         width, height = _size(image)
-        records.append(
-            {"file_name": str(image.absolute()), "image_id": image_id, "height": height, "width": width}
-        )
+        records.append({"file_name": str(image.absolute()), "image_id": image_id, "height": height, "width": width})
     return records
 
 
@@ -112,8 +110,7 @@ def truth_file(image: Path, gt_folder: Path) -> Path:
     truth = gt_folder / image.parent.name / (image.name.removesuffix(IMAGE) + TRUTH)
     if not truth.is_file():
         raise InputError(
-            f"the image {image} has no annotation {truth}; unpack gtFine_trainvaltest.zip again, or remove"
-            " the image"
+            f"the image {image} has no annotation {truth}; unpack gtFine_trainvaltest.zip again, or remove the image"
         )
     return truth
 
@@ -127,8 +124,7 @@ def _images(root: Path, split: str) -> list[Path]:
     folder = _folder(root, "leftImg8bit", split)
     if not (images := sorted(folder.glob(f"*/*{IMAGE}"))):
         raise InputError(
-            f"{folder} holds no <city>/*{IMAGE}; unpack leftImg8bit_trainvaltest.zip in {root}, or correct"
-            " its path"
+            f"{folder} holds no <city>/*{IMAGE}; unpack leftImg8bit_trainvaltest.zip in {root}, or correct its path"
         )
     return images
 
@@ -159,9 +155,7 @@ def _read_ids(truth: Path) -> np.ndarray:
     except BROKEN:
         ids = None
     if ids is None or ids.dtype != np.uint16 or ids.ndim != 2:
-        raise InputError(
-            f"{truth} is no readable PNG of 16-bit instance ids; unpack gtFine_trainvaltest.zip again"
-        )
+        raise InputError(f"{truth} is no readable PNG of 16-bit instance ids; unpack gtFine_trainvaltest.zip again")
     return ids
 
 

@@ -1,0 +1,1 @@
+"""The study of BMask R-CNN: how its numbers come about."""

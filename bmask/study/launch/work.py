@@ -1,0 +1,226 @@
+"""One run, carried out: its data, its training, its evaluation, its record.
+
+Every run is a process of its own, or several, and holds the lock of its folder for as long as it works on it.
+"""
+
+import os
+import resource
+import socket
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import List
+
+import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
+from filelock import FileLock, Timeout
+
+from ...errors import InputError
+from .. import datasets, evaluate, runs, submission
+from ..files import make_folder, write_bytes
+from ..runs import Options, Run
+from ..train import NonFiniteLoss, train
+from . import ranks
+
+FAILED = 3  # exit status of a run whose loss was not finite
+
+
+def checked_data(wanted: List[Run], options: Options, processes: int) -> datasets.Data:
+    """The data of the last of runs of one profile, all of whose data are made and looked at.
+
+    Raises InputError if the data are not sound, not what a run has seen before, or batches do not split over the
+    processes of a run.
+    """
+    over = f"NUM_GPUS={processes}" if processes == options.num_gpus else f"{processes} processes"
+    over += f" with ACCUMULATE={options.accumulate}" if options.accumulate > 1 else ""
+    for run in wanted:
+        if run.cfg.SOLVER.IMS_PER_BATCH % (processes * options.accumulate):
+            raise InputError(f"{run.cfg.SOLVER.IMS_PER_BATCH} images a batch do not split over {over}: use a divisor")
+    folder = options.data and Path(options.data)
+    prepared = {}  # few runs, if any, have other data than the first
+    for run in wanted:
+        splits = tuple(datasets.locate(run.cfg, folder, runs.OUTPUT).values())
+        if splits not in prepared:
+            prepared[splits] = datasets.prepare(run.cfg, folder, runs.OUTPUT)
+        data = prepared[splits]
+        seen = run.folder / "data_fingerprint"
+        begun = run.own_record.exists() or (run.folder / "checkpoint.pth").exists()
+        if begun and seen.exists() and seen.read_text() != data.fingerprint:
+            raise InputError(
+                f"{run.name} was trained on other data (fingerprint {seen.read_text()}, not {data.fingerprint}): "
+                f"use the same DATA, or move {run.folder} away"
+            )
+    return data
+
+
+def work(run: Run, options: Options) -> int:
+    """Carry out one run in this process (and, with more than one GPU, its children). Returns the exit status.
+
+    Where torch.distributed's environment variables describe more than one process, as under torchrun, they carry out
+    the run together, and this is one of them.
+    """
+    store, processes = None, options.num_gpus
+    if ranks.world_size() > 1:
+        if options.num_gpus > 1:
+            raise InputError("the processes of the run have been started already: leave NUM_GPUS out")
+        processes = ranks.world_size()
+        options = replace(options, num_gpus=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        store = ranks.meet()
+        if not ranks.is_first():
+            told = ranks.told(store)
+            return _together(run, store, *told) if told else 0
+    with _held(run):
+        if not run.own_record.exists():
+            device = runs.check_device(options)
+            parts = list(dict.fromkeys([run, run.trained_as]))
+            data = checked_data(parts, options, processes)
+            for part in parts:
+                write_bytes(part.folder / "data_fingerprint", data.fingerprint.encode())
+            if store:
+                what = (data, device, options.accumulate)
+                ranks.tell(store, what)
+                status = _together(run, store, *what)
+            else:
+                status = _launched(run, data, device, options)
+            if status:
+                return status
+        elif store:
+            ranks.tell(store, None)
+        runs.publish(run)
+    return 0
+
+
+def _launched(run: Run, data: datasets.Data, device: str, options: Options) -> int:
+    arguments = (run, data, device, options.accumulate)
+    try:
+        launch(_train_and_evaluate, options.num_gpus, dist_url="auto", args=arguments)
+    except torch.multiprocessing.ProcessRaisedException:
+        if not (run.record() or {}).get("failed"):
+            raise
+    return 0 if run.own_record.exists() else FAILED
+
+
+def _together(run: Run, store: torch.distributed.Store, data: datasets.Data, device: str, accumulate: int) -> int:
+    try:
+        ranks.join(store, device)
+        _train_and_evaluate(run, data, device, accumulate)
+    except NonFiniteLoss:
+        return FAILED  # and whoever started the ranks stops those that have not seen it
+    return 0
+
+
+@contextmanager
+def _held(run: Run):
+    """Hold the lock of a run's folder, and of the one that it has its weights from; say who has it and wait."""
+    make_folder(run.folder)
+    lock = FileLock(run.folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = runs.progress(run)
+        print(
+            f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting",
+            flush=True,
+        )
+        lock.acquire()
+    try:
+        if run.trained_as != run:
+            with _held(run.trained_as):
+                yield
+        else:
+            yield
+    finally:
+        lock.release()
+
+
+def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: int) -> None:
+    if device == "cpu":
+        torch.set_num_threads(run.cfg.STUDY.THREADS)
+    cfg = runs.on_device(run.cfg, device)
+    record = {
+        "run": run.name,
+        "variant": run.variant,
+        "profile": run.profile,
+        "seed": run.seed,
+        "data_fingerprint": data.fingerprint,
+        **runs.provenance(device),
+        "num_gpus": comm.get_world_size(),
+        "accumulate": accumulate,
+        "config": run.cfg.dump(),
+    }
+
+    def report(phase: str, iteration: int) -> None:
+        _stop_if_orphaned()
+        if comm.is_main_process():
+            # The worker leads its process group, whichever of its processes this is.
+            state = {
+                "pid": os.getpgrp(),
+                "host": socket.gethostname(),
+                "phase": phase,
+                "iteration": iteration,
+            }
+            write_bytes(run.folder / "progress.json", runs.as_json(state))
+
+    total = cfg.SOLVER.MAX_ITER
+    trained_as = run.trained_as
+    images, max_dets = data.val.load(), cfg.TEST.DETECTIONS_PER_IMAGE
+    category_ids = data.val.category_ids()
+
+    def detect(model, iteration):
+        phase = f"iteration {iteration}/{total}, evaluating" if iteration < total else "evaluating"
+        return evaluate.detect(cfg, model, images, category_ids, lambda i, n: report(f"{phase} {i}/{n}", iteration))
+
+    def validate(model, iteration):
+        detections, _ = detect(model, iteration)
+        if not comm.is_main_process():
+            return {}
+        found = evaluate.average_precision(data.val.json, detections, max_dets, ("bbox", "segm"), resamples=0)
+        return {kind: {k: found[kind][k] for k in ("AP", "AP50", "AP75")} for kind in found}
+
+    try:
+        trained = train(
+            runs.on_device(trained_as.cfg, device),
+            data.train.load(),
+            trained_as.folder,
+            lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i),
+            validate,
+            accumulate,
+        )
+    except NonFiniteLoss as error:
+        write_bytes(run.published, runs.as_json({**record, "failed": str(error)}))
+        print(error, flush=True)
+        if comm.get_world_size() > 1:
+            raise  # the other ranks may not have seen it: who started them has to stop them
+        return
+    model = evaluate.load_model(cfg, trained_as.folder / "checkpoint.pth")
+    detections, milliseconds = detect(model, total)
+    if not ranks.leave():
+        return
+    measure = partial(
+        evaluate.average_precision,
+        detections=detections,
+        max_dets=max_dets,
+        report=lambda text: report(text, total),
+    )
+    record["metrics"] = measure(data.val.json)
+    if data.val_coarse:
+        coarse = measure(data.val_coarse.json)
+        record["metrics"].update({f"{kind}_coarse": metrics for kind, metrics in coarse.items()})
+        record["annotation_iou"] = evaluate.annotation_iou(data.val.json, data.val_coarse.json)
+    if cfg.STUDY.DATASET == "cityscapes":
+        truth = data.val.images.parents[1] / "gtFine" / "val"
+        record["metrics"]["cityscapes"] = submission.cityscapes_average_precision(detections, images, truth)
+    record["milliseconds_per_image"] = milliseconds
+    record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record.update(trained)
+    write_bytes(run.own_record, runs.as_json(record))
+
+
+def _stop_if_orphaned() -> None:
+    """End with the process that started the work: it may have been killed without a chance to say so."""
+    parent = os.environ.get("BMASK_PARENT")
+    if parent and not runs.alive(int(parent)):
+        sys.exit("the process that started this run is gone; the next one continues from the checkpoint")

@@ -1,0 +1,256 @@
+"""A run: variant x profile x seed. Its identity, where its state and its record are, and how it may be carried out.
+
+A run keeps its state (checkpoint, progress, log, fingerprint of the data, record) in ``runs/<profile>/<name>/`` and
+publishes its record to the folder of results.
+
+Results are shipped, in ``results/<profile>/`` of the repository, or local, in ``results/local/<profile>/`` of the
+output folder, which git ignores. What a reader makes is local. The maintainers' switch (``make ... PUBLISH=1``) writes,
+and reads, the shipped results alone.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import torch
+
+from ..errors import InputError
+from . import config
+from .config import OUTPUT, REPOSITORY
+from .files import write_bytes
+
+SHIPPED = REPOSITORY / "results"
+PUBLISH = bool(os.environ.get("BMASK_PUBLISH"))
+
+
+def shipped(profile: str = "") -> Path:
+    """The folder of the results of a profile, or of all, that the repository carries."""
+    return SHIPPED / profile
+
+
+def local(profile: str = "") -> Path:
+    """The folder of the results of a profile, or of all, that are made here."""
+    return OUTPUT / "results" / "local" / profile
+
+
+def results(profile: str = "") -> Path:
+    """The folder that results of a profile, or of all, are written to."""
+    return shipped(profile) if PUBLISH else local(profile)
+
+
+def profiles(folder: Path) -> List[str]:
+    """The profiles that have tables or figures in a folder such as ``results/`` or ``results/local/``."""
+    return sorted(path.parent.name for path in folder.glob("*/made.json"))
+
+
+@contextmanager
+def as_shipped(folder: Optional[Path] = None):
+    """Within it results are read from, and written to, the shipped ones alone, as if they were in ``folder``."""
+    global SHIPPED, PUBLISH
+    before = SHIPPED, PUBLISH
+    SHIPPED, PUBLISH = folder or SHIPPED, True
+    try:
+        yield
+    finally:
+        SHIPPED, PUBLISH = before
+
+
+@dataclass(frozen=True)
+class Run:
+    variant: str
+    profile: str
+    seed: int
+
+    @cached_property
+    def cfg(self):
+        return config.resolve(self.variant, self.profile, self.seed)
+
+    @cached_property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.seed}-{config.identity(self.cfg)}"
+
+    @property
+    def trained_as(self) -> "Run":
+        """The run whose weights this one has: its own, unless the variant differs at inference alone."""
+        variant = self.cfg.STUDY.TRAINED_AS
+        return Run(variant, self.profile, self.seed) if variant else self
+
+    @property
+    def folder(self) -> Path:
+        return OUTPUT / "runs" / self.profile / self.name
+
+    @property
+    def own_record(self) -> Path:
+        """There once the run has been carried out here."""
+        return self.folder / "record.json"
+
+    @property
+    def published(self) -> Path:
+        """Where its record is written for tables and figures."""
+        return results(self.profile) / "runs" / f"{self.name}.json"
+
+    @property
+    def results(self) -> Path:
+        """The folder of results that has its record: the local one where it does, or else the shipped one."""
+        return results(self.profile) if self.published.exists() else shipped(self.profile)
+
+    @property
+    def record_path(self) -> Path:
+        """Where its record is read, if there is one."""
+        return self.results / "runs" / f"{self.name}.json"
+
+    def record(self, folder: Optional[Path] = None) -> Optional[Dict]:
+        """Its record, by default at :attr:`record_path`, or that in a folder of results; None without one.
+
+        A record of a failed run has ``failed``, a sentence, and no metrics.
+        """
+        path = folder / "runs" / f"{self.name}.json" if folder else self.record_path
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are carried out; nothing here changes what they compute.
+
+    device: "auto", "cpu" or "cuda". num_gpus: processes of one run (with Slurm: on each of its nodes). jobs: runs at a
+    time, 0 for as many as fit. data: folder of the data set. reuse: take shipped records of runs that were not made
+    here. launcher: "local", processes on this machine, or "slurm", jobs of a cluster. slurm: what jobs are submitted
+    with, KEY=VALUE as in sbatch's ``--KEY=VALUE``. accumulate: parts that each process takes its images in.
+    """
+
+    device: str = "auto"
+    num_gpus: int = 1
+    jobs: int = 0
+    data: Optional[str] = None
+    reuse: bool = False
+    launcher: str = "local"
+    slurm: Tuple[str, ...] = ()
+    accumulate: int = 1
+
+    @property
+    def here(self) -> "Options":
+        """For what this process itself computes: the node that waits for Slurm may lack the GPUs of the others."""
+        if self.launcher == "local":
+            return self
+        device = "auto" if self.device == "cuda" else self.device
+        return Options(device, jobs=self.jobs, data=self.data, reuse=self.reuse)
+
+
+def unmade(runs: List[Run], options: Options) -> List[Run]:
+    """Those of the runs that have to be carried out."""
+    return [run for run in runs if not _made(run, options.reuse)]
+
+
+def check_device(options: Options) -> str:
+    """The device, "cpu" or "cuda". Raises InputError for a device or GPUs that this machine lacks.
+
+    Of a cluster's GPUs this machine knows nothing: with Slurm the jobs find out.
+    """
+    gpus = torch.cuda.device_count()
+    if options.launcher not in ("local", "slurm"):
+        raise InputError(f"LAUNCHER is {options.launcher!r}: choose local or slurm")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"DEVICE is {options.device!r}: choose auto, cpu or cuda")
+    if options.device == "cuda" and not gpus and options.launcher == "local":
+        raise InputError("DEVICE is cuda, but PyTorch finds no GPU on this machine: use DEVICE=cpu")
+    if options.num_gpus < 1 or options.accumulate < 1 or options.jobs < 0:
+        raise InputError("NUM_GPUS and ACCUMULATE have to be 1 or more, and JOBS 1 or more (or 0 for as many as fit)")
+    device = "cuda" if gpus and options.device != "cpu" else "cpu"
+    if options.num_gpus > max(gpus, 1) and options.device != "cpu" and options.launcher == "local":
+        raise InputError(
+            f"NUM_GPUS is {options.num_gpus}, but this machine has {gpus}: lower it, or use DEVICE=cpu for "
+            f"{options.num_gpus} processes on the CPU"
+        )
+    return device
+
+
+def publish(run: Run) -> None:
+    """Copy the record of a run that was made here to where the tables read it, unless it is there already."""
+    write_bytes(run.published, run.own_record.read_bytes())
+
+
+def _made(run: Run, reuse: bool) -> Optional[Dict]:
+    """The record of a run that need not be carried out again."""
+    if run.own_record.exists():
+        return json.loads(run.own_record.read_text())
+    record = run.record() if reuse else None
+    return record if record and "failed" not in record else None
+
+
+def progress(run: Run) -> Dict:
+    """What the process that works, or last worked, on a run has said of itself; nothing if none has.
+
+    ``pid`` of its process group, ``host``, ``phase``, text for a reader, and ``iteration``, the number done.
+    """
+    try:
+        return json.loads((run.folder / "progress.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def on_device(cfg, device: str):
+    """A copy of a configuration for a device, not frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    return cfg
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def provenance(device: str) -> Dict:
+    def git(*arguments):
+        try:
+            command = ["git", "-c", "safe.directory=*", "-C", str(REPOSITORY), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "faster-coco-eval"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":!results")),
+        "versions": versions,
+        "device": device,
+        "device_name": name,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    # The instructions belong to it: with others, sums are rounded otherwise, and numbers differ.
+    return f"{name}, {os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}"
+
+
+def as_json(content: Dict) -> bytes:
+    """Indented, but for lists of numbers, which take one line each."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[[\s\d.,e+-]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    return (text + "\n").encode()
