@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bmask.study import config, figures, files, findings, runs, tables
+from bmask.study import config, files, findings, runs, stats, tables
 
 
 def publish(variant, seed, gain, spread=0.2, data="a data set"):
@@ -109,4 +109,4 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     rows = [line for line in text.splitlines() if " over " in line and line.startswith("|")]
     assert len(rows) == sum(len(info["compare"]) for info in findings.claims())
     assert "+1.5 | +2.0 [" in text and "**reproduced** (1 seed) |" in text
-    assert figures.bootstrapped([(np.array([0, 1]), np.array([1.0, 3.0]))])["mean"] == 2
+    assert stats.mean_of_objects([(np.array([0, 1]), np.array([1.0, 3.0]))])[0] == 2

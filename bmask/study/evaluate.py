@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import InputError
+from . import stats
 from .datasets import Split, check, coco_folder
 from .datasets.mapper import ImageMapper
 from .files import fitting, read_checkpoint
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RESAMPLES = 1000  # of the images, for intervals
 
 
 def load_model(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
@@ -178,7 +178,7 @@ def average_precision(
     detections: List[Dict],
     max_dets: int = 100,
     kinds: Sequence[str] = tuple(IOU_TYPES),
-    resamples: int = RESAMPLES,
+    resamples: int = stats.RESAMPLES,
     report: Callable[[str], None] = lambda _: None,
 ) -> Dict[str, Dict]:
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
@@ -275,21 +275,22 @@ def annotation_iou(truth: Path, annotated: Path) -> float:
 
 def _bootstrap(
     evaluation: COCOeval_faster, thresholds: List[str], resamples: int, report: Callable[[int], None]
-) -> Dict[str, List[float]]:
-    """The headline metrics with the images drawn anew: what was matched in each is known, so AP alone is computed."""
+) -> Dict[str, List[Optional[float]]]:
+    """The headline metrics with the images drawn anew: what was matched in each is known, so AP alone is computed.
+
+    The library keeps what was matched under private names, and has no public one.
+    """
     params, matched = evaluation._paramsEval, evaluation._evalImgs_cpp  # class x size x image
     images, sizes = len(params.imgIds), len(params.areaRng)
     params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
     by_class = [matched[k * sizes * images :][:images] for k in range(len(params.catIds))]
-    draws = np.random.default_rng(0).integers(images, size=(resamples, images))
-    replicates = []
-    for done, draw in enumerate(draws):
-        if done % 20 == 0:
-            report(done)
+
+    def measure(draw):
         evaluation._evalImgs_cpp = [found[i] for found in by_class for i in draw]
         evaluation.accumulate()
-        replicates.append(_headline(np.asarray(evaluation.eval["precision"])[..., 0, -1], thresholds))
-    return {name: [None if r[name] is None else round(r[name], 2) for r in replicates] for name in replicates[0]}
+        return _headline(np.asarray(evaluation.eval["precision"])[..., 0, -1], thresholds)
+
+    return stats.resample(measure, images, resamples, report)
 
 
 def _headline(precision: np.ndarray, thresholds: List[str]) -> Dict[str, Optional[float]]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..boundary import sobel
 from ..errors import InputError
-from . import draw, predictions, runs, tables
+from . import draw, predictions, runs, stats, tables
 from .config import EXPERIMENTS, nearest
 from .draw import COLOURS, LEVELS, TRUTH, Panel
 from .files import write_bytes
@@ -31,7 +31,6 @@ NAMES = {
 }
 LOSSES = {**NAMES, "bmask_rcnn": "Dice-BCE"}
 PREFIX = "figure-"  # of a figure's number, where tables have theirs
-RESAMPLES = 1000
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # of detectron2's ROIPooler: a box of 224 pixels is pooled from P4
 Drawn = Dict[str, Tuple[Figure, str]]  # figure and caption, by the name of their files
 
@@ -343,14 +342,11 @@ def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
     )
     drawn = {"figure6": (draw.pictures(rows, side=1.0), caption)}
 
-    frame = pd.DataFrame(
-        {
-            "variant": v,
-            "measure": measure,
-            **bootstrapped([(p.quality["image"], p.quality[measure]) for p in kept[v].values()]),
-        }
-        for measure, v in product(("thickness", "precision", "recall"), kinds)
-    )
+    lines = []
+    for measure, v in product(("thickness", "precision", "recall"), kinds):
+        found = stats.mean_of_objects([(p.quality["image"], p.quality[measure]) for p in kept[v].values()])
+        lines.append({"variant": v, "measure": measure, **dict(zip(("mean", "low", "high"), found))})
+    frame = pd.DataFrame(lines)
     calibrations = {v: sum(p.calibration for p in kept[v].values()) for v in kinds}
     names = {v: LOSSES[v] for v in kinds}
     thickness = frame[frame["measure"] == "thickness"].set_index("variant")["mean"]
@@ -411,27 +407,6 @@ def _crop(images: Images, n: int) -> np.ndarray:
     rows = np.clip((y0 + middles * (y1 - y0)).astype(int), 0, picture.shape[0] - 1)
     columns = np.clip((x0 + middles * (x1 - x0)).astype(int), 0, picture.shape[1] - 1)
     return picture[rows][:, columns]
-
-
-def bootstrapped(measured: Sequence[Tuple[np.ndarray, np.ndarray]]) -> Dict[str, float]:
-    """The mean over objects and seeds, and its 95% bootstrap interval over images and seeds.
-
-    Args:
-        measured: for each seed the image of each object, (M,), the same for all, and a value, (M,), or NaN.
-    """
-    values = np.stack([value for _, value in measured])  # seed x object
-    image = measured[0][0].astype(int)
-    number = image.max() + 1
-    sums = np.stack([np.bincount(image, np.nan_to_num(row), number) for row in values])
-    counts = np.stack([np.bincount(image, ~np.isnan(row), number) for row in values])
-    rng = np.random.default_rng(0)
-    drawn = [
-        np.ix_(rng.integers(len(values), size=len(values)), rng.integers(number, size=number)) for _ in range(RESAMPLES)
-    ]
-    with np.errstate(invalid="ignore"):  # a model without any boundary pixel has neither thickness nor precision
-        means = [sums[d].sum() / counts[d].sum() for d in drawn]
-        low, high = np.nanpercentile(means, [2.5, 97.5]) if counts.any() else (np.nan, np.nan)
-        return {"mean": sums.sum() / counts.sum(), "low": low, "high": high}
 
 
 def _calibration_error(calibration: np.ndarray) -> float:

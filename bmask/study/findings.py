@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from ..errors import InputError
-from . import figures, predictions, runs, tables
+from . import predictions, runs, stats, tables
 from .config import EXPERIMENTS
 from .files import write_bytes
 
@@ -68,7 +68,9 @@ def find(comparison: str, metric: str, profile: str) -> Optional[Finding]:
     # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
     compared = sides if " - " in comparison else [list(signs)]
     same = all(tables.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
-    low, high = tables.contrast(terms, metric) if same else (np.nan, np.nan)
+    low, high = (
+        stats.contrast([(sign, tables.resamples(found, metric)) for sign, found in terms]) if same else stats.NONE
+    )
     return Finding(float(difference), low, high, seeds)
 
 
@@ -89,8 +91,7 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Optional[
         measured.append((one["image"], one["thickness"] - other["thickness"]))
     if not measured:
         return None
-    found = figures.bootstrapped(measured)
-    return Finding(found["mean"], found["low"], found["high"], kept)
+    return Finding(*stats.mean_of_objects(measured), kept)
 
 
 def papers(comparison: str, metric: str) -> Optional[float]:

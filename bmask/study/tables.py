@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from ..errors import InputError
-from . import cost, draw, runs
+from . import cost, draw, runs, stats
 from .config import EXPERIMENTS, nearest
 from .files import write_bytes
 
@@ -165,22 +165,17 @@ def _values(records: Dict[int, Dict], metric: str) -> pd.Series:
 
 
 def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple[float, float]:
-    """A 95% bootstrap interval of the mean difference of two rows, paired over images and seeds.
-
-    The records hold AP on resamples of the images, the same for both rows. Here the seeds that both rows share are
-    drawn anew as well, and the middle 95% of the means are taken. Three seeds are few: the spread that they show of
-    the seeds is too small by a fifth or so.
+    """The interval of the difference of two rows, from their records by seed; see :func:`bmask.study.stats.contrast`.
 
     Args:
-        ours, base: the records of the two rows, by seed.
         metric: a column of the paper, or the difference of two, such as "AP75 - AP50".
 
     Returns:
-        Its ends in AP points; two NaN where the rows are one, or records without resamples or other data.
+        Its ends in AP points; two NaN where the rows are one, or records without resamples or of other data.
     """
     if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)]):
-        return float("nan"), float("nan")
-    return contrast([(1, ours), (-1, base)], metric)
+        return stats.NONE
+    return stats.contrast([(1, resamples(ours, metric)), (-1, resamples(base, metric))])
 
 
 def same_data(records: Sequence[Dict]) -> bool:
@@ -188,29 +183,19 @@ def same_data(records: Sequence[Dict]) -> bool:
     return len({record.get("data_fingerprint") for record in records}) <= 1
 
 
-def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> Tuple[float, float]:
-    """The interval of a sum of rows with signs, all tested on the same images; see :func:`interval`."""
-    nothing = (float("nan"), float("nan"))
-    seeds = sorted(set.intersection(*(set(records) for _, records in terms)))
-    drawn = [[_resamples(records[s], metric) for s in seeds] for _, records in terms]
-    if not seeds or any(values is None for row in drawn for values in row):
-        return nothing
-    sums = sum(sign * np.array(row) for (sign, _), row in zip(terms, drawn))  # seed x resample
-    if not sums.any():
-        return nothing
-    chosen = np.random.default_rng(0).integers(len(seeds), size=sums.shape)
-    means = np.take_along_axis(sums, chosen, axis=0).mean(axis=0)
-    low, high = np.nanpercentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def resamples(records: Dict[int, Dict], metric: str) -> Dict[int, Optional[np.ndarray]]:
+    """A metric, or the difference of two, on the draws of test images that records hold, by seed."""
 
+    def drawn(record, part):
+        kind, key = METRICS[part]
+        values = record["metrics"].get(kind, {}).get("bootstrap", {}).get(key)
+        return None if values is None else np.array(values, dtype=float)
 
-def _resamples(record: Dict, metric: str) -> Optional[np.ndarray]:
-    if " - " in metric:
-        parts = [_resamples(record, part) for part in metric.split(" - ")]
-        return None if parts[0] is None or parts[1] is None else parts[0] - parts[1]
-    kind, key = METRICS[metric]
-    values = record["metrics"].get(kind, {}).get("bootstrap", {}).get(key)
-    return None if values is None else np.array(values, dtype=float)
+    found = {}
+    for seed, record in records.items():
+        first, *rest = (drawn(record, part) for part in metric.split(" - "))
+        found[seed] = None if first is None or any(part is None for part in rest) else first - sum(rest)
+    return found
 
 
 def frames(number: str, profile: str, seeds: List[int]) -> Dict[str, pd.DataFrame]:
