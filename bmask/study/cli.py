@@ -73,19 +73,18 @@ def _refusal(error: cyclopts.CycloptsError) -> InputError:
 
 # cyclopts itself would round 1.5, and read a Path that begins with { as JSON.
 Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value))]
-Split = Annotated[Tuple[str, str], Parameter(help="a folder of images and its instance file", metavar="IMAGES JSON")]
-Name = Annotated[str, Parameter(metavar="NAME")]
+Split = Annotated[Tuple[str, str], Parameter(help="a folder of images and its instance file")]
 Flag = Annotated[bool, Parameter(show_default=False)]
 ITEM = "a table, 1 to 9, sobel or release; a figure, figure-1, -2, -5, -6, -7a, -7b or -curves; or all"
 Item = Annotated[str, Parameter(help=ITEM, required=True)]
-Table = Annotated[Name, Parameter(help="1 to 9, sobel or release")]
+Table = Annotated[str, Parameter(help="1 to 9, sobel or release")]
 Figure = Annotated[str, Parameter(help="1, 2, 5, 6, 7a, 7b or curves")]
-Variant = Annotated[Name, Parameter(help="a file of experiments/variants/")]
+Variant = Annotated[str, Parameter(help="a file of experiments/variants/")]
 Variants = Annotated[Variant, Parameter(required=True)]
-Profile = Annotated[Name, Parameter(help="a file of experiments/profiles/; NAME-batchN has N images a batch")]
-Seeds = Annotated[str, Parameter(help="comma-separated", metavar="0,1,...")]
-Data = Annotated[Optional[str], Parameter(help="folder of the data set", metavar="PATH")]
-Device = Annotated[Name, Parameter(help="auto, a GPU where there is one, cpu or cuda")]
+Profile = Annotated[str, Parameter(help="a file of experiments/profiles/; NAME-batchN has N images a batch")]
+Seeds = Annotated[str, Parameter(help="comma-separated, such as 0,1,2")]
+Data = Annotated[Optional[str], Parameter(help="folder of the data set")]
+Device = Annotated[str, Parameter(help="auto, a GPU where there is one, cpu or cuda")]
 Processes = Annotated[Whole, Parameter(help="GPUs (on the CPU: processes) of one run")]
 Parts = Annotated[Whole, Parameter(help="parts of a batch that are taken one after the other")]
 Images = Annotated[Path, Parameter(help="the folder of the images")]
@@ -122,8 +121,8 @@ class How:
     accumulate: Parts = 1
     jobs: Annotated[Whole, Parameter(help="runs at a time (0: one a core, or one on a GPU)")] = 0
     reuse: Annotated[Flag, Parameter(help="take the shipped records instead of training anew")] = False
-    launcher: Annotated[Name, Parameter(help="local, processes here, or slurm, jobs of its cluster")] = "local"
-    slurm: Annotated[Tuple[str, ...], Parameter(consume_multiple=1, metavar="KEY=VALUE...", show_default=False)] = ()
+    launcher: Annotated[str, Parameter(help="local, processes here, or slurm, jobs of its cluster")] = "local"
+    slurm: Annotated[Tuple[str, ...], Parameter(consume_multiple=1, show_default=False)] = ()
     """what jobs are submitted with, as sbatch's --KEY=VALUE: partition, time in minutes, mem, nodes, ..."""
 
     def options(self, data: Optional[str] = None):
@@ -232,7 +231,7 @@ def _train(
     train: Split,
     val: Split,
     variant: Variant = "bmask_rcnn",
-    name: Annotated[Name, Parameter(help="of the profile that is written, and the results")] = "own",
+    name: Annotated[str, Parameter(help="of the profile that is written, and the results")] = "own",
     batch: Annotated[Whole, Parameter(help="images a batch (0: 16, or 2 on the CPU)")] = 0,
     iterations: Annotated[Whole, Parameter(help="(0: 12 passes over the data)")] = 0,
     how: How = How(),
@@ -301,7 +300,7 @@ def _export(image: Annotated[Path, Parameter(help="an image to trace it with")],
 
 def _evaluate(
     *,
-    config: Annotated[Name, Parameter(help="a .yaml, or its name in detectron2's model zoo")],
+    config: Annotated[str, Parameter(help="a .yaml, or its name in detectron2's model zoo")],
     weights: Annotated[Path, Parameter(help="a .pth or .pkl")],
     json: Annotated[Optional[Path], Parameter(help="a COCO instance file (default: val2017 of --data)")] = None,
     images: Optional[Images] = None,
