@@ -19,7 +19,7 @@ app = cyclopts.App(
     exit_on_error=False,
     group_parameters="Options",
     help_format="plaintext",
-    help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=Box("    \n" * 8), padding=(0, 0, 0, 3))),
+    help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=Box("    \n" * 8, ascii=True), padding=(0, 0, 0, 3))),
     print_error=False,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
