@@ -84,7 +84,7 @@ def fill(
     cfg.defrost()
     cfg.MODEL.DEVICE = choose_device(device)
     # No other weights than the file's: not fetched, not to be taken for the model's.
-    cfg.MODEL.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = str(weights), False
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = str(weights), "", False
     cfg.freeze()
     checkpoint = read_checkpoint(Path(weights))
     try:

