@@ -401,8 +401,8 @@ def _polygon_mask(polygons: Any, height: int, width: int) -> Mask:
         near = math.isfinite(area) and -width <= left and right <= 2 * width and -height <= top and bottom <= 2 * height
         if not near:
             raise Flaw(
-                "has a polygon whose coordinates are not all numbers, or further outside of its image than the image "
-                "is large; write pixels"
+                "has a polygon whose coordinates are not all finite numbers, or further outside of its image than the "
+                "image is large; write pixels"
             )
         all_xs += left, right
         all_ys += top, bottom
