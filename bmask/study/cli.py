@@ -264,7 +264,7 @@ def _verify(options) -> int:
 
 def _check_data(options) -> int:
     from .datasets import given
-    from .datasets.survey import survey, to_text
+    from .datasets.check import survey, to_text
 
     split = given(options.images, options.json)
     found = survey(*split)
@@ -275,7 +275,7 @@ def _check_data(options) -> int:
 def _train(options) -> int:
     from . import config, launch, own, runs
     from .datasets import given
-    from .datasets.survey import survey, to_text
+    from .datasets.check import survey, to_text
 
     options.data = None
     own.check_wishes(options.name, options.batch, options.iterations)

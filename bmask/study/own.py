@@ -9,7 +9,7 @@ import yaml
 from ..errors import InputError
 from . import config, draw, evaluate, figures, predictions, runs
 from .datasets import Split
-from .datasets.survey import Survey
+from .datasets.check import Survey
 from .files import write_bytes
 
 EPOCHS = 12  # as often as the paper's schedule shows each image: 90,000 x 16 / 118,000

@@ -27,8 +27,7 @@ from . import (
     submission,
     tables,
 )
-from .datasets import cityscapes
-from .datasets.check import check_files
+from .datasets import cityscapes, coco
 from .files import write_bytes
 
 
@@ -198,8 +197,10 @@ def submit(server: str, run: runs.Run, options: runs.Options) -> Path:
         test = datasets.Split(folder / "annotations/image_info_test-dev2017.json", folder / "test2017")
         if not test.json.exists():
             raise InputError(f"there is no {test.json}; download it from cocodataset.org, or correct DATA")
-        check_files(test.json, test.images, json.loads(test.json.read_text())["images"])
-        images, category_ids = test.load(), test.category_ids()
+        content = coco.read(test.json, ("images", "categories"))
+        if missing := coco.missing_files(content["images"], test.images):
+            raise InputError(f"{test.json}: {missing}")
+        images, category_ids = test.load(), coco.category_ids(content)
     else:
         images = cityscapes.test_images(datasets.cityscapes_folder(data))
         category_ids = [label.id for label in cityscapes.instance_labels()]
