@@ -163,11 +163,11 @@ def test_an_image_of_another_size_than_listed_is_one_sentence(tmp_path):
 def test_what_a_reading_process_refuses_is_still_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "broken.png").write_bytes(b"")
 
-    def command(options):
+    def given(images, json):
         mapped = MapDataset([record(tmp_path / "broken.png")], ImageMapper(untouched(), is_train=False))
         list(DataLoader(mapped, num_workers=1, collate_fn=list))
 
-    monkeypatch.setattr("bmask.study.cli._check_data", command)
+    monkeypatch.setattr("bmask.study.datasets.given", given)
     assert main(["check-data", "images", "file.json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bmask: {tmp_path}/broken.png is no image that can be read (")
