@@ -91,6 +91,7 @@ Parts = Annotated[Whole, Parameter(help="parts of a batch that are taken one aft
 Images = Annotated[Path, Parameter(help="the folder of the images")]
 Json = Annotated[Path, Parameter(help="a COCO instance file")]
 Source = Annotated[Path, Parameter(help="stage1_train.zip or its unpacked folder, if you have it")]
+Coco = Annotated[Optional[Path], Parameter(help="a folder of COCO 2017, if you have it")]
 Out = Annotated[Optional[Path], Parameter(help="where to write it instead")]
 
 
@@ -344,7 +345,7 @@ def _work(variant: Variant, /, *, on: OneRun = OneRun(), num_gpus: Processes = 1
 
 
 def _verify():
-    """Make the shipped results anew from their records; compare."""
+    """Make shipped results anew from records; compare."""
     from . import report
 
     found = report.differences()
@@ -365,12 +366,22 @@ def _prepare_nuclei(*, source: Optional[Source] = None, out: Out = None):
     print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
+def _prepare_coco_person(*, source: Coco = None, out: Out = None):
+    """Download photographs of COCO to data/coco_person."""
+    from . import runs
+    from .datasets import coco_person
+
+    folder = out or runs.OUTPUT / "data" / "coco_person"
+    coco_person.prepare(folder, source)
+    print(f"{folder} is ready for --data {folder}")
+
+
 for title, commands in {
     "Reproduce": (_reproduce, _run, _table, _figure, _curves, _predictions, _report),
     "Your data": (_check_data, _train, _predict, _export),
     "Weights": (_evaluate, _submission),
     "Servers": (_work,),
-    "Maintenance": (_verify, _prepare_nuclei),
+    "Maintenance": (_verify, _prepare_nuclei, _prepare_coco_person),
 }.items():
     group = Group.create_ordered(title)
     for place, command in enumerate(commands):

@@ -45,7 +45,7 @@ FORMER_HEADS = {"FusionBlocksHead": "BoundaryPreservingHead", "RefinedMasksHead"
 def add_study_config(cfg: CN) -> None:
     """Add the keys of the study: data, and how a run is carried out."""
     cfg.STUDY = CN()
-    # "shapes" (generated), "nuclei", "coco", "cityscapes", or "own" with its four places.
+    # "shapes" (generated), "nuclei", "coco_person", "coco", "cityscapes", or "own" with its four places.
     cfg.STUDY.DATASET = "shapes"
     cfg.STUDY.OWN = CN({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
     cfg.STUDY.SHAPES = CN()

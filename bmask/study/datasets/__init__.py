@@ -81,7 +81,8 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
     Args:
         cfg: a resolved configuration.
         data: the folder of the data set; by default ``$DETECTRON2_DATASETS/coco`` for COCO, ``.../cityscapes`` for
-            Cityscapes, and ``output/data/nuclei`` for nuclei. The embedded shapes are under ``output/data``, always.
+            Cityscapes, and ``output/data/NAME`` for what is prepared. The embedded shapes are under ``output/data``,
+            always.
         output: the folder that everything is written under.
 
     Raises:
@@ -114,8 +115,9 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
             "train": Split(Path(own.TRAIN_JSON), Path(own.TRAIN_IMAGES)),
             "val": Split(Path(own.VAL_JSON), Path(own.VAL_IMAGES)),
         }
-    if name == "nuclei":
-        folder = _existing(data or output / "data/nuclei", "`python -m bmask prepare-nuclei` makes one")
+    if name in ("nuclei", "coco_person"):
+        command = f"`python -m bmask prepare-{name.replace('_', '-')}`"
+        folder = _existing(data or output / "data" / name, f"{command} makes one")
         return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
     if name == "coco":
         folder = coco_folder(data)
@@ -128,7 +130,7 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
             s: Split(output / "data" / f"cityscapes-{place}" / f"instances_{s}.json", folder / "leftImg8bit" / s)
             for s in ("train", "val")
         }
-    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco, cityscapes and own")
+    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco_person, coco, cityscapes and own")
 
 
 def coco_folder(data: Optional[Path]) -> Path:

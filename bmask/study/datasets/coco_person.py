@@ -23,6 +23,7 @@ from ..files import make_folder, write_bytes
 
 AT_ONCE = 16  # downloads
 TRIES = 4  # of each, with 1, 2 and 4 seconds between
+ENOUGH = 20  # failures, after which no more is tried
 QUALITY = 95  # of the scaled JPEGs
 
 
@@ -36,6 +37,8 @@ def prepare(folder: Path, coco: Optional[Path] = None) -> None:
     Raises:
         InputError: images cannot be fetched, or are not those that the annotations are of. All others are there then.
     """
+    if coco and not (coco / "val2017").is_dir():
+        raise InputError(f"there is no {coco / 'val2017'}; name the folder of COCO 2017 with --source")
     make_folder(folder / "images")
     annotated = {
         s: lzma.decompress((EXPERIMENTS / f"data/coco_person_{s}.json.xz").read_bytes()) for s in ("train", "val")
@@ -45,6 +48,8 @@ def prepare(folder: Path, coco: Optional[Path] = None) -> None:
     failed = []
 
     def fetch(image: Dict) -> None:
+        if len(failed) >= ENOUGH:
+            return
         try:
             write_bytes(folder / "images" / image["file_name"], _scaled(_read(image, coco), image))
         except (OSError, http.client.HTTPException, ValueError) as error:  # of the network, or of the image
@@ -58,8 +63,8 @@ def prepare(folder: Path, coco: Optional[Path] = None) -> None:
             raise
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(images)} images could not be fetched ({failed[0]}); give the same command again, "
-            "which goes on with them, or name a folder of COCO 2017 with --source"
+            f"{len(failed)} images could not be fetched ({failed[0]}); give the same command again, which goes on with "
+            "them, or name a folder of COCO 2017 with --source"
         )
     for split, content in annotated.items():
         write_bytes(folder / f"instances_{split}.json", content)
