@@ -178,10 +178,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _reproduce(options) -> int:
     from . import config
-    from .reproduce import everything, reproduce
+    from .report import wanted
+    from .reproduce import reproduce
 
-    items = everything(options.profile) if options.items == ["all"] else options.items
-    whole = reproduce(items, options.profile, config.parse_seeds(options.seeds), _options(options))
+    whole = reproduce(
+        wanted(options.items, options.profile), options.profile, config.parse_seeds(options.seeds), _options(options)
+    )
     return 0 if whole else 1
 
 
@@ -208,7 +210,7 @@ def _run(options) -> int:
 
     seeds = config.parse_seeds(options.seeds)
     if options.table:
-        wanted = tables.table_runs(options.table, options.profile, seeds)
+        wanted = tables.named(options.table).runs(options.profile, seeds)
     else:
         wanted = [runs.Run(options.variant, options.profile, seed) for seed in seeds]
     return 0 if launch.ensure(wanted, _options(options)) else 1
@@ -217,25 +219,26 @@ def _run(options) -> int:
 def _table(options) -> int:
     from . import config, tables
 
-    print(tables.write(options.table, options.profile, config.parse_seeds(options.seeds)).read_text())
+    (path,) = tables.named(options.table).write(options.profile, config.parse_seeds(options.seeds))
+    print(path.read_text())
 
 
 def _figure(options) -> int:
     from . import config, figures
 
-    for path in figures.write(options.figure, options.profile, config.parse_seeds(options.seeds)):
-        print(path, path.with_suffix(".md").read_text(), sep="\n")
+    for path in figures.named(options.figure).write(options.profile, config.parse_seeds(options.seeds)):
+        print(path.with_suffix(".png"), path.read_text(), sep="\n")
 
 
 def _curves(options) -> int:
-    from . import config, draw, figures, runs
+    from . import config, runs
+    from .figures.style import save
+    from .figures.training_curves import curves_of
 
     seeds = config.parse_seeds(options.seeds)
-    figure, _ = figures.training_curves(
-        [runs.Run(variant, options.profile, seed) for variant in options.variants for seed in seeds]
-    )
+    figure, _ = curves_of([runs.Run(variant, options.profile, seed) for variant in options.variants for seed in seeds])
     out = options.out or runs.results(options.profile) / "curves.png"
-    draw.save(figure, out)
+    save(figure, out)
     print(out)
 
 
