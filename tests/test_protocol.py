@@ -29,8 +29,7 @@ ABLATIONS = ("3", "4", "5", "6", "7", "8", "sobel")
 
 
 def variants(*numbers):
-    rows = [row.variant for number in numbers for row in tables.rows(number)]
-    return list(dict.fromkeys(v for v in rows if v != tables.PUBLISHED))
+    return list(dict.fromkeys(v for number in numbers for v in tables.named(number).variants))
 
 
 @pytest.mark.parametrize("variant", variants("1", "2", *ABLATIONS, "release"))
@@ -55,16 +54,15 @@ def test_every_row_on_coco_starts_from_imagenet_with_frozen_batchnorm(variant):
         assert model.WEIGHTS == f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl"
 
 
-@pytest.mark.parametrize("row,expected", enumerate(TABLE_1))
+@pytest.mark.parametrize("row,expected", zip(tables.named("1").rows, TABLE_1))
 def test_the_rows_of_table_1_have_their_input_and_backbone(row, expected):
-    cfg = config.resolve(tables.rows("1")[row].variant, "paper")
+    cfg = config.resolve(row.variant, "paper")
     short, long, backbone = expected
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((short,), long)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (short, long)
     hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnetv2p_backbone"
     assert ("HRNetV2-W32" if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}") == backbone
-    words = tables.rows("1")[row].words
-    assert (str(words["input_size"]), words["backbone"]) == (str(short), f"{backbone}-FPN")
+    assert (str(row.words["input_size"]), row.words["backbone"]) == (str(short), f"{backbone}-FPN")
 
 
 @pytest.mark.parametrize("variant", variants(*ABLATIONS))

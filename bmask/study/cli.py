@@ -154,9 +154,10 @@ class Model:
 def _reproduce(*items: Item, on: Setup = Setup(), how: How = How()):
     """Make tables and figures: train, evaluate, draw, run notebooks."""
     from . import config
-    from .reproduce import everything, reproduce
+    from .report import wanted
+    from .reproduce import reproduce
 
-    items = everything(on.profile) if items == ("all",) else list(items)
+    items = wanted(list(items), on.profile)
     return 0 if reproduce(items, on.profile, config.parse_seeds(how.seeds), how.options(on.data)) else 1
 
 
@@ -168,7 +169,7 @@ def _run(*, table: Optional[Table] = None, variant: Optional[Variant] = None, on
         raise InputError("run takes a --table or a --variant, one of them")
     seeds = config.parse_seeds(how.seeds)
     if variant is None:
-        wanted = tables.table_runs(table, on.profile, seeds)
+        wanted = tables.named(table).runs(on.profile, seeds)
     else:
         wanted = [runs.Run(variant, on.profile, seed) for seed in seeds]
     return 0 if launch.ensure(wanted, how.options(on.data)) else 1
@@ -178,25 +179,28 @@ def _table(table: Table, /, *, profile: Profile = "cpu", seeds: Seeds = "0"):
     """Write and show a table from the records that are there."""
     from . import config, tables
 
-    print(tables.write(table, profile, config.parse_seeds(seeds)).read_text())
+    (path,) = tables.named(table).write(profile, config.parse_seeds(seeds))
+    print(path.read_text())
 
 
 def _figure(figure: Figure, /, *, profile: Profile = "cpu", seeds: Seeds = "0"):
     """Draw a figure from the records and predictions there are."""
     from . import config, figures
 
-    for path in figures.write(figure, profile, config.parse_seeds(seeds)):
-        print(path, path.with_suffix(".md").read_text(), sep="\n")
+    for path in figures.named(figure).write(profile, config.parse_seeds(seeds)):
+        print(path.with_suffix(".png"), path.read_text(), sep="\n")
 
 
 def _curves(*variants: Variants, profile: Profile = "cpu", seeds: Seeds = "0", out: Out = None):
     """Draw losses and AP during any trainings, in curves.png."""
-    from . import config, draw, figures, runs
+    from . import config, runs
+    from .figures.style import save
+    from .figures.training_curves import curves_of
 
     numbers = config.parse_seeds(seeds)
-    figure, _ = figures.training_curves([runs.Run(variant, profile, n) for variant in variants for n in numbers])
+    figure, _ = curves_of([runs.Run(variant, profile, n) for variant in variants for n in numbers])
     out = out or runs.results(profile) / "curves.png"
-    draw.save(figure, out)
+    save(figure, out)
     print(out)
 
 
