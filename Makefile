@@ -83,7 +83,8 @@ detectron2-upstream:
 	$(BIN)/python -m pip install --no-deps --no-build-isolation \
 	  "git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)"
 
-test: setup  ## run the tests
+test: setup  ## run the tests, after a look at what imports what
+	$(BIN)/lint-imports --no-logo
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: setup  ## open JupyterLab on copies of the notebooks, at their table of contents

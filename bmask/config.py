@@ -67,6 +67,9 @@ def add_bmask_config(cfg: CN) -> None:
     cfg.MODEL.SOBEL_MASK_HEAD = CN()
     # Channels between the two 3x3 convolutions that follow the Sobel operator. Fig. 7b does not say.
     cfg.MODEL.SOBEL_MASK_HEAD.CONV_DIM = 16
+    # build_timm_fpn_backbone: timm's name of the network; its weights, "" for none, "timm" for timm's own (downloaded),
+    # a file, or "package:NAME/FILE" of an installed package; and epsilon of its BatchNorms, 0 for timm's.
+    cfg.MODEL.TIMM = CN({"NAME": "efficientnet_lite0", "WEIGHTS": "", "BN_EPS": 0.0})
     cfg.MODEL.HRNET = CN()
     # timm's name of the backbone build_hrnetv2p_backbone (Table 1), and whether to start from ImageNet weights.
     cfg.MODEL.HRNET.NAME = "hrnet_w32"

@@ -26,6 +26,8 @@ from .mask_scoring import MaskIoUHead, build_mask_iou_head
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class BoundaryPreservingHead(JointHead, nn.Module):
+    """Mask branch and boundary branch, each fused into the other."""
+
     @configurable
     def __init__(
         self,

@@ -84,7 +84,7 @@ def fill(
     cfg.defrost()
     cfg.MODEL.DEVICE = choose_device(device)
     # No other weights than the file's: not fetched, not to be taken for the model's.
-    cfg.MODEL.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = str(weights), False
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = str(weights), "", False
     cfg.freeze()
     checkpoint = read_checkpoint(Path(weights))
     try:
@@ -120,7 +120,7 @@ class _Config(CfgNode):
     """Finds the files of detectron2's own ``configs`` folder that a file builds on, wherever it has been moved to."""
 
     @classmethod
-    def _open_cfg(cls, filename):
+    def _open_cfg(cls, filename):  # fvcore has its subclasses open files by this name, and by no other
         if not Path(filename).exists() and "configs/" in filename:
             filename = model_zoo.get_config_file(filename.rpartition("configs/")[2])
         return super()._open_cfg(filename)
@@ -280,13 +280,13 @@ class _FeatureMapsForMasks:
     """RoI heads that leave all pooling for masks to the mask head, whatever the configuration says."""
 
     @classmethod
-    def _init_mask_head(cls, cfg, input_shape):
+    def from_config(cls, cfg, input_shape):
         cfg = cfg.clone()
         cfg.defrost()
         mask, boundary = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.BOUNDARY_MASK_HEAD
         # The released code has no key of its own for R_b.
         boundary.POOLER_TYPE, mask.POOLER_TYPE = mask.POOLER_TYPE or boundary.POOLER_TYPE, ""
-        return super()._init_mask_head(cfg, input_shape)
+        return super().from_config(cfg, input_shape)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from pycocotools import mask as rle_tools
 
 from bmask.errors import InputError
 from bmask.study import runs
@@ -26,6 +29,21 @@ def complaint(call, *places: str) -> str:
     for place in places:
         assert place in message
     return message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def rle(mask: np.ndarray) -> dict:
+    """A mask as it is in a COCO file."""
+    encoded = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {**encoded, "counts": encoded["counts"].decode()}
 
 
 @pytest.fixture

@@ -8,22 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import complaint
+from conftest import complaint, write_image
 from pycocotools import mask as rle_tools
 
 from bmask.study.datasets import Split, cityscapes
 from bmask.study.datasets.check import check_coco
 
-CATEGORIES = [
-    (24, "person"),
-    (25, "rider"),
-    (26, "car"),
-    (27, "truck"),
-    (28, "bus"),
-    (31, "train"),
-    (32, "motorcycle"),
-    (33, "bicycle"),
-]
+CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+CATEGORIES = list(zip((24, 25, 26, 27, 28, 31, 32, 33), CLASSES))
 CITIES = {"train": ("aachen", "bochum"), "val": ("frankfurt", "lindau"), "test": ("berlin", "bonn")}
 
 
@@ -35,20 +27,11 @@ def street() -> np.ndarray:
     ids[10:30, 5:15] = 24000
     ids[12:32, 15:25] = 24001  # touches the one before
     ids[10:20, 40:60] = 24  # people in a group
-    ids[40:50, 0:30], ids[40:50, 10:20], ids[43:46, 127] = (
-        26002,
-        17,
-        26002,
-    )  # a car: a pole before it, and a bit
+    ids[40:50, 0:30], ids[40:50, 10:20], ids[43:46, 127] = 26002, 17, 26002  # a car: a pole before it, and a bit
     ids[50, 60] = 25007  # one pixel
     ids[40:48, 70:90] = 33  # bicycles in a group
     ids[20:30, 70:90], ids[20:30, 95:110] = 29000, 30  # a caravan and trailers, which are not evaluated
     return ids
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels)
 
 
 @pytest.fixture
@@ -57,10 +40,10 @@ def root(tmp_path):
     for split, cities in CITIES.items():
         for city, ids in zip(cities, (street(), np.full((64, 128), 7, np.uint16))):
             name = f"{split}/{city}/{city}_000003_000019"
-            write_png(tmp_path / f"root/leftImg8bit/{name}_leftImg8bit.png", np.zeros((64, 128, 3), np.uint8))
+            write_image(tmp_path / f"root/leftImg8bit/{name}_leftImg8bit.png", np.zeros((64, 128, 3), np.uint8))
             if split != "test":
-                write_png(tmp_path / f"root/gtFine/{name}_gtFine_instanceIds.png", ids)
-                write_png(tmp_path / f"root/gtFine/{name}_gtFine_labelIds.png", np.zeros((64, 128), np.uint8))
+                write_image(tmp_path / f"root/gtFine/{name}_gtFine_instanceIds.png", ids)
+                write_image(tmp_path / f"root/gtFine/{name}_gtFine_labelIds.png", np.zeros((64, 128), np.uint8))
     return tmp_path / "root"
 
 
@@ -72,15 +55,9 @@ def load(folder: Path, split: str) -> dict:
 def test_converted_files_pass_the_data_check(root, tmp_path, split):
     cityscapes.convert(root, tmp_path / "out")
     data = check_coco(tmp_path / f"out/instances_{split}.json", root / "leftImg8bit" / split)
-    first, second = CITIES[split]
     assert data["images"] == [
-        {"id": 1, "file_name": f"{first}/{first}_000003_000019_leftImg8bit.png", "height": 64, "width": 128},
-        {
-            "id": 2,
-            "file_name": f"{second}/{second}_000003_000019_leftImg8bit.png",
-            "height": 64,
-            "width": 128,
-        },
+        {"id": k, "file_name": f"{city}/{city}_000003_000019_leftImg8bit.png", "height": 64, "width": 128}
+        for k, city in enumerate(CITIES[split], 1)
     ]
     assert [(c["id"], c["name"]) for c in data["categories"]] == CATEGORIES
     assert [a["id"] for a in data["annotations"]] == [1, 2, 3, 4, 5, 6]
@@ -107,17 +84,9 @@ def test_masks_boxes_and_areas_are_those_of_the_id_image(root, tmp_path):
 
 def test_detectron2_loads_them_with_classes_counted_from_0(root, tmp_path):
     cityscapes.convert(root, tmp_path / "out")
-    split = Split(tmp_path / "out/instances_val.json", root / "leftImg8bit/val")
-    first, second = split.load()
-    assert split.category_ids() == [category for category, _ in CATEGORIES]
-    assert [(a["category_id"], a["iscrowd"]) for a in first["annotations"]] == [
-        (0, 1),
-        (7, 1),
-        (0, 0),
-        (0, 0),
-        (1, 0),
-        (2, 0),
-    ]
+    first, second = Split(tmp_path / "out/instances_val.json", root / "leftImg8bit/val").load()
+    found = [(a["category_id"], a["iscrowd"]) for a in first["annotations"]]
+    assert found == [(0, 1), (7, 1), (0, 0), (0, 0), (1, 0), (2, 0)]
     assert second["annotations"] == [] and Path(second["file_name"]).is_file()
 
 
@@ -153,15 +122,9 @@ def test_an_interrupted_conversion_leaves_nothing_behind(root, tmp_path, monkeyp
 
 def test_test_images_are_listed_without_annotations(root, monkeypatch):
     monkeypatch.chdir(root.parent)
-    assert cityscapes.test_images(Path("root")) == [
-        {
-            "file_name": str(root / f"leftImg8bit/test/{city}/{city}_000003_000019_leftImg8bit.png"),
-            "image_id": index,
-            "height": 64,
-            "width": 128,
-        }
-        for index, city in enumerate(CITIES["test"])
-    ]
+    names = [str(root / f"leftImg8bit/test/{city}/{city}_000003_000019_leftImg8bit.png") for city in CITIES["test"]]
+    expected = [{"file_name": name, "image_id": k, "height": 64, "width": 128} for k, name in enumerate(names)]
+    assert cityscapes.test_images(Path("root")) == expected
 
 
 @pytest.mark.parametrize(
@@ -223,13 +186,9 @@ def test_an_image_that_cannot_be_read_is_one_sentence(root, tmp_path, split, fla
 
 def test_an_annotation_of_another_size_is_one_sentence(root, tmp_path):
     truth = root / "gtFine/val/lindau/lindau_000003_000019_gtFine_instanceIds.png"
-    write_png(truth, street()[:, :100])
-    complaint(
-        lambda: cityscapes.convert(root, tmp_path / "out"),
-        str(truth),
-        "100 x 64 pixels",
-        "its image 128 x 64",
-    )
+    write_image(truth, street()[:, :100])
+    words = (str(truth), "100 x 64 pixels", "its image 128 x 64")
+    complaint(lambda: cityscapes.convert(root, tmp_path / "out"), *words)
 
 
 def test_no_test_images_are_one_sentence(root):

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import complaint
+from conftest import complaint, contents, rle, write_image
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from pycocotools import mask as rle_tools
@@ -20,8 +20,8 @@ from bmask.study import evaluate
 from bmask.study.cli import main
 from bmask.study.config import resolve
 from bmask.study.datasets import Split, given, nuclei, prepare, shapes
-from bmask.study.datasets.check import check_coco, examine, fingerprint, look_at_images, read, truth
-from bmask.study.datasets.survey import survey
+from bmask.study.datasets.check import check_coco, survey
+from bmask.study.datasets.coco import category_ids, fingerprint, read, truth
 from bmask.study.files import whole_folder
 
 SIZES = {"num_train": 12, "num_val": 4, "image_size": 128}
@@ -40,10 +40,6 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "set"
     generate(folder, seed=1, **SIZES)
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def load(folder: Path, name: str) -> dict:
@@ -213,33 +209,24 @@ def test_the_loser_of_a_race_discards_its_copy(tmp_path):
 SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
 
 
-def rle(height=16, width=20, filled=True) -> dict:
-    mask = np.zeros((height, width), np.uint8, order="F")
+def box(height=16, width=20, filled=True) -> dict:
+    mask = np.zeros((height, width))
     mask[3:9, 4:11] = filled
-    encoded = rle_tools.encode(mask)
-    return {**encoded, "counts": encoded["counts"].decode()}
+    return rle(mask)
 
 
 @pytest.fixture
 def coco(tmp_path):
     """A sound file of two images: a polygon, a crowd as uncompressed RLE, and a compressed RLE."""
-    (tmp_path / "images").mkdir()
     for name in ("a.png", "b.png"):
-        cv2.imwrite(str(tmp_path / "images" / name), np.zeros((16, 20, 3), np.uint8))
+        write_image(tmp_path / "images" / name, np.zeros((16, 20, 3), np.uint8))
     crowd = {"size": [16, 20], "counts": [5, 10, 305]}
-    found = [(7, 1, [SQUARE], 0), (8, 1, crowd, 1), (9, 2, rle(), 0)]
+    found = [(7, 1, [SQUARE], 0), (8, 1, crowd, 1), (9, 2, box(), 0)]
     return {
         "images": [{"id": i, "file_name": n, "height": 16, "width": 20} for i, n in ((1, "a.png"), (2, "b.png"))],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [
-            {
-                "id": i,
-                "image_id": of,
-                "category_id": 1,
-                "bbox": [2, 2, 6, 6],
-                "segmentation": s,
-                "iscrowd": crowd,
-            }
+            {"id": i, "image_id": of, "category_id": 1, "bbox": [2, 2, 6, 6], "segmentation": s, "iscrowd": crowd}
             for i, of, s, crowd in found
         ],
     }
@@ -248,6 +235,10 @@ def coco(tmp_path):
 def write(tmp_path: Path, data) -> Path:
     (tmp_path / "instances.json").write_text(data if isinstance(data, str) else json.dumps(data))
     return tmp_path / "instances.json"
+
+
+def refused(coco, tmp_path: Path, *places: str) -> None:
+    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "instances.json", *places)
 
 
 def test_a_sound_file_comes_back_as_it_was_written(coco, tmp_path):
@@ -277,7 +268,7 @@ def test_json_that_is_not_coco_is_one_sentence(tmp_path, content):
 @pytest.mark.parametrize("name", ["images", "annotations", "categories"])
 def test_an_empty_list_is_one_sentence(coco, tmp_path, name):
     coco[name] = []
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "instances.json", f"no {name}")
+    refused(coco, tmp_path, f"no {name}")
 
 
 @pytest.mark.parametrize(
@@ -288,8 +279,7 @@ def test_an_empty_list_is_one_sentence(coco, tmp_path, name):
 )
 def test_a_missing_key_is_one_sentence(coco, tmp_path, name, key):
     del coco[name][0][key]
-    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
-    complaint(call, "instances.json", f"entry 0 of '{name}'", f"lacks {key}")
+    refused(coco, tmp_path, f"entry 0 of '{name}'", f"lacks {key}")
 
 
 FLAWS = {
@@ -299,47 +289,40 @@ FLAWS = {
     "an id that is a list": ("images", 1, {"id": [1]}, ["image id [1]"]),
     "an image without height": ("images", 1, {"height": 0}, ["image 2", "height 0"]),
     "a file name that is a number": ("images", 1, {"file_name": 4}, ["image 2", "file_name 4"]),
-    "an image file that is missing": (
-        "images",
-        1,
-        {"file_name": "c.png"},
-        ["image 2", "c.png", "1 of its 2"],
-    ),
+    "an image file that is missing": ("images", 1, {"file_name": "c.png"}, ["image 2", "c.png", "1 of its 2"]),
     "a folder that is missing": ("images", 1, {"file_name": "x/b.png"}, ["image 2", "x/b.png", "1 of its 2"]),
     "an image that is not listed": ("annotations", 0, {"image_id": 5}, ["annotation 7", "image 5"]),
     "a category that is not listed": ("annotations", 0, {"category_id": 5}, ["annotation 7", "category 5"]),
     "an image id that is a list": ("annotations", 0, {"image_id": [1]}, ["annotation 7", "image [1]"]),
-    "a category id that is a list": (
-        "annotations",
-        0,
-        {"category_id": [1]},
-        ["annotation 7", "category [1]"],
-    ),
+    "a category id that is a list": ("annotations", 0, {"category_id": [1]}, ["annotation 7", "category [1]"]),
     "a bbox of three numbers": ("annotations", 0, {"bbox": [1, 2, 3]}, ["annotation 7", "bbox"]),
     "a bbox of texts": ("annotations", 0, {"bbox": ["1", 2, 3, 4]}, ["annotation 7", "bbox"]),
     "a segmentation that is a text": ("annotations", 0, {"segmentation": "x"}, ["annotation 7", "neither"]),
     "a flat polygon": ("annotations", 0, {"segmentation": SQUARE}, ["annotation 7", "neither"]),
-    "a polygon of texts": (
-        "annotations",
-        0,
-        {"segmentation": [["1"] * 6]},
-        ["annotation 7", "not all numbers"],
-    ),
-    "an odd polygon": (
-        "annotations",
-        0,
-        {"segmentation": [SQUARE[:7]]},
-        ["annotation 7", "7 numbers, an odd"],
-    ),
+    "a polygon of texts": ("annotations", 0, {"segmentation": [["1"] * 6]}, ["annotation 7", "not all finite numbers"]),
+    "an odd polygon": ("annotations", 0, {"segmentation": [SQUARE[:7]]}, ["annotation 7", "7 numbers, an odd"]),
     "no polygon at all": ("annotations", 0, {"segmentation": []}, ["annotation 7", "zero area"]),
-    "points in a line": (
+    "points in a line": ("annotations", 0, {"segmentation": [[1, 1, 2, 2, 3, 3]]}, ["annotation 7", "zero area"]),
+    "an empty RLE": ("annotations", 0, {"segmentation": box(filled=False)}, ["annotation 7", "zero area"]),
+    "an RLE of another size": ("annotations", 0, {"segmentation": box(20, 16)}, ["annotation 7", "[20, 16]"]),
+    "a second polygon of two points": (
         "annotations",
         0,
-        {"segmentation": [[1, 1, 2, 2, 3, 3]]},
-        ["annotation 7", "zero area"],
+        {"segmentation": [SQUARE, [1, 1, 5, 5]]},
+        ["annotation 7 of image 1 (a.png)", "2 points"],
     ),
-    "an empty RLE": ("annotations", 0, {"segmentation": rle(filled=False)}, ["annotation 7", "zero area"]),
-    "an RLE of another size": ("annotations", 0, {"segmentation": rle(20, 16)}, ["annotation 7", "[20, 16]"]),
+    "a polygon of no numbers a float can hold": (
+        "annotations",
+        0,
+        {"segmentation": [[2, 2, 10**400, 2.5, 3, 8]]},
+        ["annotation 7", "outside"],
+    ),
+    "a bbox of no numbers a float can hold": (
+        "annotations",
+        0,
+        {"bbox": [10**400, 2.5, 3, 8]},
+        ["annotation 7", "bbox"],
+    ),
 }
 
 
@@ -347,33 +330,16 @@ FLAWS = {
 def test_a_flawed_entry_is_one_sentence_that_names_it(coco, tmp_path, flaw):
     name, position, change, places = FLAWS[flaw]
     coco[name][position] = {**coco[name][position], **change} if isinstance(change, dict) else change
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "instances.json", *places)
-
-
-def test_a_polygon_with_two_points_is_one_sentence(coco, tmp_path):
-    coco["annotations"][0]["segmentation"].append([1, 1, 5, 5])
-    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
-    complaint(call, "instances.json", "annotation 7 of image 1 (a.png)", "2 points")
+    refused(coco, tmp_path, *places)
 
 
 @pytest.mark.parametrize(
     "counts",
-    [
-        rle()["counts"][:-1],
-        rle()["counts"] + "o",
-        "",
-        "\u20ac!",
-        "o" * 40,
-        [5, 10],
-        [330, -10],
-        ["5", 315],
-        None,
-    ],
+    [box()["counts"][:-1], box()["counts"] + "o", "", "\u20ac!", "o" * 40, [5, 10], [330, -10], ["5", 315], None],
 )
 def test_an_rle_that_does_not_decode_is_one_sentence(coco, tmp_path, counts):
     coco["annotations"][2]["segmentation"]["counts"] = counts
-    call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images")  # noqa: E731
-    complaint(call, "instances.json", "annotation 9 of image 2 (b.png)", "does not decode")
+    refused(coco, tmp_path, "annotation 9 of image 2 (b.png)", "does not decode")
 
 
 def test_a_missing_image_folder_counts_every_image(coco, tmp_path):
@@ -398,8 +364,7 @@ def test_a_file_of_nothing_but_zero_areas_is_one_sentence(coco, tmp_path):
     for annotation in coco["annotations"]:
         annotation["segmentation"] = []
     call = lambda: check_coco(write(tmp_path, coco), tmp_path / "images", drop_zero_area=True)  # noqa: E731
-    with pytest.warns(UserWarning):
-        complaint(call, "instances.json")
+    complaint(call, "instances.json", "no annotation has a mask of any area")
 
 
 def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
@@ -408,8 +373,7 @@ def test_compressed_rles_are_read_as_pycocotools_reads_them(made):
     rng = np.random.default_rng(0)
     encoded = [a["segmentation"] for a in load(made, "instances_val_fine.json")["annotations"]]
     for share in (0, 0.01, 0.5, 1):
-        mask = np.asfortranarray(rng.random((300, 200)) < share, dtype=np.uint8)
-        encoded.append({**(found := rle_tools.encode(mask)), "counts": found["counts"].decode()})
+        encoded.append(rle(rng.random((300, 200)) < share))
     for found in encoded:
         assert _rle_mask(found, *found["size"]).area == rle_tools.area(found)
 
@@ -482,13 +446,13 @@ def test_no_value_of_any_key_ends_in_a_stack_trace(coco, tmp_path, name, key, ca
 )
 def test_nan_and_infinity_are_refused_with_their_place(coco, tmp_path, value, change):
     coco["annotations"][0] |= change(value)
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation 7 of image 1 (a.png)")
+    refused(coco, tmp_path, "annotation 7 of image 1 (a.png)")
 
 
 @pytest.mark.parametrize("far", [1e5, 1e12, 1e308, 10**400])
 def test_a_polygon_far_outside_of_its_image_is_refused(coco, tmp_path, far):
     coco["annotations"][0]["segmentation"] = [[2, 2, far, 2, far, 8]]
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation 7", "outside")
+    refused(coco, tmp_path, "annotation 7", "outside")
 
 
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
@@ -505,7 +469,7 @@ def test_a_bom_and_utf_16_are_read(coco, tmp_path, encoding):
 def perfect(json_file: Path) -> list[dict]:
     """Each object of a file, as its data set has been loaded, detected to the pixel."""
     split = Split(json_file, json_file.parent / "images")
-    found, categories = [], split.category_ids()
+    found, categories = [], category_ids(read(json_file))
     for image in split.load():
         for annotation in image["annotations"]:
             mask = annotation["segmentation"]
@@ -544,7 +508,7 @@ def test_perfect_detections_have_an_ap_of_100_whatever_the_ids(coco, tmp_path, n
 
 def test_texts_of_one_number_are_one_id(coco, tmp_path):
     coco["annotations"][0]["id"], coco["annotations"][1]["id"] = "1", "0001"
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "annotation id 1", "more than once")
+    refused(coco, tmp_path, "annotation id 1", "more than once")
 
 
 @pytest.mark.parametrize("sides", [("16", "20"), (16.0, 20.0)])
@@ -569,7 +533,7 @@ def test_objects_that_are_no_crowds_in_another_form_are_read(coco, tmp_path, cro
 def test_a_file_of_crowds_alone_is_refused(coco, tmp_path):
     for annotation in coco["annotations"]:
         annotation["iscrowd"] = 1
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "all 3 annotations are crowds")
+    refused(coco, tmp_path, "all 3 annotations are crowds")
 
 
 def test_ignore_is_read_as_a_crowd_with_a_warning(coco, tmp_path):
@@ -577,7 +541,7 @@ def test_ignore_is_read_as_a_crowd_with_a_warning(coco, tmp_path):
     json_file = write(tmp_path, coco)
     found = survey(json_file, tmp_path / "images")
     assert not found.errors and found.crowds == 2
-    assert any("1 annotations have ignore set" in warning for warning in found.warnings)
+    assert any("annotation 7" in warning and "has ignore set" in warning for warning in found.warnings)
     assert Split(json_file, tmp_path / "images").load()[0]["annotations"][0]["iscrowd"] == 1
     # Neither missing it nor finding it counts.
     detections = perfect(json_file)
@@ -589,7 +553,7 @@ def test_ignore_is_read_as_a_crowd_with_a_warning(coco, tmp_path):
 
 def test_two_categories_of_one_name_are_refused(coco, tmp_path):
     coco["categories"].append({"id": 4, "name": "thing"})
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "category 4", "category 1, thing")
+    refused(coco, tmp_path, "category 4", "category 1, thing")
 
 
 def test_categories_with_numbers_for_names_are_read(coco, tmp_path):
@@ -616,7 +580,7 @@ def test_what_is_no_json_is_one_sentence(tmp_path, content):
 @pytest.mark.parametrize("name", ["", ".", "x\0.png", "\ud800/a.png", "a.png/b.png", "../a.png"])
 def test_a_name_that_no_file_can_have_is_a_missing_image(coco, tmp_path, name):
     coco["images"][1]["file_name"] = name
-    complaint(lambda: check_coco(write(tmp_path, coco), tmp_path / "images"), "image 2", "1 of its 2")
+    refused(coco, tmp_path, "image 2", "1 of its 2")
 
 
 def test_names_that_are_not_utf_8_are_read(coco, tmp_path, capsys):
@@ -651,14 +615,8 @@ def boxed(coco, wrong, number) -> dict:
     """Five objects, of which so many have wrong boxes."""
     boxes = [(6, 1, 11, 5), (11, 1, 8, 6), (10, 3, 9, 5), (9, 1, 10, 6), (12, 2, 7, 6)]
     coco["annotations"] = [
-        {
-            "id": k,
-            "image_id": 1,
-            "category_id": 1,
-            "bbox": wrong(x, y, w, h) if k < number else [x, y, w, h],
-            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-            "area": w * h,
-        }
+        {"id": k, "image_id": 1, "category_id": 1, "bbox": wrong(x, y, w, h) if k < number else [x, y, w, h]}
+        | {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], "area": w * h}
         for k, (x, y, w, h) in enumerate(boxes)
     ]
     return coco
@@ -666,16 +624,14 @@ def boxed(coco, wrong, number) -> dict:
 
 @pytest.mark.parametrize("kind", BOXES)
 def test_boxes_that_are_not_those_of_the_masks_are_told_by_their_pattern(coco, tmp_path, kind):
-    json_file = write(tmp_path, boxed(coco, BOXES[kind], 5))
-    complaint(lambda: check_coco(json_file, tmp_path / "images"), "annotation 0 of image 1", kind, "5 such")
+    refused(boxed(coco, BOXES[kind], 5), tmp_path, "annotation 0 of image 1", kind, "5 such")
     found = survey(write(tmp_path, boxed(coco, BOXES[kind], 1)), tmp_path / "images")
     assert not found.errors and any(kind in w and "annotation 0" in w for w in found.warnings)
 
 
 def test_boxes_a_pixel_or_two_beside_their_masks_are_sound(coco, tmp_path):
     json_file = write(tmp_path, boxed(coco, lambda x, y, w, h: [x - 1, y + 1, w + 2, h - 1.5], 5))
-    found, _ = examine(read(json_file), tmp_path / "images")
-    assert found == []
+    assert survey(json_file, tmp_path / "images").findings == []
 
 
 def test_a_box_without_width_is_a_warning_however_narrow_its_object_is(coco, tmp_path):
@@ -693,11 +649,7 @@ def test_an_object_that_is_there_twice_is_a_warning(coco, tmp_path):
 def test_polygons_in_shares_of_the_image_are_refused(coco, tmp_path):
     for annotation in boxed(coco, BOXES["in shares"], 5)["annotations"]:
         annotation["segmentation"] = [[value / 20 for value in annotation["segmentation"][0]]]
-    complaint(
-        lambda: check_coco(write(tmp_path, coco), tmp_path / "images"),
-        "mask of annotation 0",
-        "shares of the image",
-    )
+    refused(coco, tmp_path, "annotation 0", "shares of the image", "5 such")
 
 
 @pytest.mark.parametrize("area", [None, "36", 0, -1, [], "missing"])
@@ -711,7 +663,7 @@ def test_an_area_that_is_missing_is_that_of_the_mask(coco, tmp_path, area):
             del annotation["area"]
     json_file = write(tmp_path, coco)
     assert truth(json_file)["annotations"] == sound
-    assert any("3 annotations have no area" in w for w in survey(json_file, tmp_path / "images").warnings)
+    assert any("has no area" in w and "3 such: 7, 8, 9" in w for w in survey(json_file, tmp_path / "images").warnings)
 
 
 def photograph(path: Path, orientation: int) -> None:
@@ -732,8 +684,9 @@ def test_sizes_are_compared_as_images_are_displayed(coco, tmp_path):
     json_file = write(tmp_path, coco)
     assert not survey(json_file, tmp_path / "images").errors
     coco["images"][1] |= {"height": 20, "width": 16}
-    (finding,) = look_at_images(coco["images"], tmp_path / "images")
-    assert finding.error and "image 2" in finding.text and "another size" in finding.text
+    assert any(
+        "image 2" in e and "another size" in e for e in survey(write(tmp_path, coco), tmp_path / "images").errors
+    )
 
 
 def spoiled(path: Path, how: str) -> None:
@@ -787,14 +740,11 @@ def stage1(tmp_path):
     root = tmp_path / "stage1_train"
     for number in range(8):
         folder = root / f"{number:064x}"
-        (folder / "images").mkdir(parents=True)
-        (folder / "masks").mkdir()
-        picture = rng.integers(0, 256, (24, 32, 4), dtype=np.uint8)
-        cv2.imwrite(str(folder / "images" / f"{folder.name}.png"), picture)
+        write_image(folder / f"images/{folder.name}.png", rng.integers(0, 256, (24, 32, 4), dtype=np.uint8))
         for nucleus in range(3):
             mask = np.zeros((24, 32), np.uint8)
             mask[8 * nucleus : 8 * nucleus + 5, 4 : 4 + 6 * nucleus] = 255  # the first one is empty
-            cv2.imwrite(str(folder / "masks" / f"{nucleus:064x}.png"), mask)
+            write_image(folder / f"masks/{nucleus:064x}.png", mask)
     return root
 
 
@@ -902,21 +852,11 @@ def test_a_download_arrives_whole(stage1, tmp_path, monkeypatch):
 def coco_tree(root: Path, categories: int) -> Path:
     """COCO 2017 as it is unpacked, with one image a split and gaps between the category ids."""
     for split in ("train", "val"):
-        (root / f"{split}2017").mkdir(parents=True)
-        cv2.imwrite(str(root / f"{split}2017/000000000009.jpg"), np.zeros((16, 20, 3), np.uint8))
+        write_image(root / f"{split}2017/000000000009.jpg", np.zeros((16, 20, 3), np.uint8))
         content = {
             "images": [{"id": 9, "file_name": "000000000009.jpg", "height": 16, "width": 20}],
             "categories": [{"id": 2 * k + 1, "name": f"c{k}"} for k in range(categories)],
-            "annotations": [
-                {
-                    "id": 1,
-                    "image_id": 9,
-                    "category_id": 5,
-                    "bbox": [2, 2, 6, 6],
-                    "segmentation": [SQUARE],
-                    "iscrowd": 0,
-                }
-            ],
+            "annotations": [{"id": 1, "image_id": 9, "category_id": 5, "bbox": [2, 2, 6, 6], "segmentation": [SQUARE]}],
         }
         (root / "annotations").mkdir(exist_ok=True)
         (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))

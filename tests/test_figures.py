@@ -7,8 +7,9 @@ from conftest import complaint
 
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
-from bmask.study import draw, figures, files, predictions, runs, tables
+from bmask.study import figures, files, items, predictions, runs
 from bmask.study.evaluate import boundary_quality
+from bmask.study.figures import boundary_losses, roi_features, style, training_curves
 
 IOUS = [f"{iou:.2f}" for iou in np.arange(0.5, 1, 0.05)]
 SIDE = predictions.SIDE
@@ -36,6 +37,12 @@ def publish(variant, seed, ap, gain_at_75=0.0, spread=0.1, **more):
     files.write_bytes(runs.Run(variant, "smoke", seed).published, json.dumps(record).encode())
 
 
+def drawn(number, seeds=(0,)):
+    """A figure's drawings and captions, by the name of their files."""
+    figure = figures.named(number)
+    return figure.draw(figure.runs("smoke", seeds), figure.predicted("smoke", seeds))
+
+
 def lines(panel, length):
     """The values of each line with that many points."""
     return [line.get_ydata() for line in panel.lines if len(line.get_xdata()) == length]
@@ -45,7 +52,7 @@ def test_figure_1_draws_ap_its_difference_and_the_papers(output):
     for seed in (0, 1):
         publish("mask_rcnn", seed, 30 + seed)
         publish("bmask_rcnn", seed, 31 + seed, gain_at_75=2)
-    ((figure, caption),) = figures._ap_curves("smoke", [0, 1]).values()
+    ((figure, caption),) = drawn("1", [0, 1]).values()
     above, other, below, _ = figure.axes
     assert (above.get_title(), other.get_title()) == ("masks", "boundaries (Boundary AP)")
     first, second = lines(above, 10)
@@ -66,13 +73,18 @@ def test_the_caption_of_figure_1_says_what_the_interval_says(output, gain, words
     resamples = content["metrics"]["segm"]["bootstrap"]
     resamples["AP75"] = list(np.array(resamples["AP75"]) + np.random.default_rng(5).normal(0, 0.5, 200))
     files.write_bytes(record.published, json.dumps(content).encode())
-    ((_, caption),) = figures._ap_curves("smoke", [0]).values()
+    ((_, caption),) = drawn("1").values()
     assert words in caption
 
 
-def test_the_papers_profile_compares_the_papers_models():
-    assert figures.variants("1", "paper-batch8") == ["mask_rcnn_800_r101", "bmask_rcnn_800_r101"]
-    assert figures.variants("1", "nuclei") == ["mask_rcnn", "bmask_rcnn"]
+def test_the_papers_profile_compares_the_papers_models(output):
+    models = figures.named("1").models("paper-batch8")
+    assert models == ["mask_rcnn_800_r101", "bmask_rcnn_800_r101"]
+    assert figures.named("1").models("nuclei") == ["mask_rcnn", "bmask_rcnn"]
+    for ap, variant in enumerate(models):
+        publish(variant, 0, ap)
+    ((figure, _),) = figures.named("1").draw([runs.Run(v, "smoke", 0) for v in models], []).values()
+    assert lines(figure.axes[2], 10)[0] == pytest.approx(np.ones(10))
 
 
 def test_training_curves_are_losses_then_ap_of_any_runs(output):
@@ -80,14 +92,14 @@ def test_training_curves_are_losses_then_ap_of_any_runs(output):
         publish("mask_rcnn", seed, 30 + 2 * seed)
         publish("bmask_rcnn_m2b", seed, 31)
     shown = [runs.Run(variant, "smoke", s) for variant in ("mask_rcnn", "bmask_rcnn_m2b") for s in (0, 1)]
-    figure, _ = figures.training_curves(shown)
+    figure, _ = training_curves.curves_of(shown)
     titles = [panel.get_title() for panel in figure.axes]
     assert titles == ["mask loss", "cls loss", "mask AP", "box AP"]
     assert lines(figure.axes[0], 6)[0] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6])
     assert [list(values) for values in lines(figure.axes[2], 2)] == [[1, 26], [1, 26]]
     assert {panel.get_xlabel() for panel in figure.axes} == {"iteration"}
-    colours = draw.colours(["bmask_rcnn_m2b", "mask_rcnn"])
-    assert colours["mask_rcnn"] == draw.COLOURS["mask_rcnn"] != colours["bmask_rcnn_m2b"]
+    colours = training_curves.colours(["bmask_rcnn_m2b", "mask_rcnn"])
+    assert colours["mask_rcnn"] == style.COLOURS["mask_rcnn"] != colours["bmask_rcnn_m2b"]
 
 
 def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):
@@ -96,14 +108,13 @@ def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictur
         for level, gain in (("02", 3), ("04", 2), ("08", 1), ("16", 0)):
             more = {"annotation_iou": 1 - int(level) / 50}
             publish(f"{system}_coarse{level}", 0, 30 + gain * (system == "bmask_rcnn"), **more)
-    drawn = figures._coarse_annotations("smoke", [0])
-    figure, caption = drawn["figure7a"]
+    (figure, caption), (examples, _) = drawn("7a").values()
     exact, coarse = lines(figure.axes[0], 5)
     assert list(exact) == list(coarse) == [4, 3, 2, 1, 0]
     x = figure.axes[0].lines[1].get_xdata()
     assert x == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01) and figure.axes[0].xaxis_inverted()
     assert "0.96: +3.0 and +3.0" in caption and "0.68: +0.0 and +0.0" in caption
-    titles = [panel.get_title() for panel in drawn["figure7a_examples"][0].axes][:6]
+    titles = [panel.get_title() for panel in examples.axes][:6]
     assert titles == ["image", "annotation", "truth", "mask", "boundary", "true boundary"]
 
 
@@ -156,7 +167,7 @@ def pictured(monkeypatch):
 
 
 def test_figure_2_shows_most_gain_median_and_most_loss_by_the_rule_of_its_caption(pictured):
-    ((figure, caption),) = figures._examples("smoke", [0]).values()
+    ((figure, caption),) = drawn("2").values()
     rows = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
     assert rows == ["largest gain (+100)", "median (+99)", "smallest gain (+0)"]
     titles = [panel.get_title() for panel in figure.axes][:8]
@@ -168,19 +179,19 @@ def test_figure_2_shows_most_gain_median_and_most_loss_by_the_rule_of_its_captio
 
 def test_figure_5_names_the_level_of_each_roi_by_the_configuration(pictured):
     """At smoke and at the size of the paper's: boxes below 112 pixels come from P2."""
-    ((_, caption),) = figures._roi_features("smoke", [0]).values()
+    ((_, caption),) = drawn("5").values()
     assert "come 100% from P2" in caption and "Table 5 cannot tell them apart" in caption
     cfg = runs.Run("bmask_rcnn_p2p5_14", "paper", 0).cfg  # shorter side 600: boxes of 28 pixels become 262
-    assert figures._levels(cfg, pictured, 0) == ["p4", "p4"]
-    assert figures._levels(runs.Run("bmask_rcnn", "paper", 0).cfg, pictured, 0) == ["p2", "p2"]
+    assert roi_features._levels(cfg, pictured, 0) == ["p4", "p4"]
+    assert roi_features._levels(runs.Run("bmask_rcnn", "paper", 0).cfg, pictured, 0) == ["p2", "p2"]
 
 
 def test_figure_6_shows_the_same_objects_and_measures_all(pictured):
-    drawn = figures._boundary_losses("smoke", [0, 1])
-    assert list(drawn) == ["figure6", "figure6_numbers", "figure6_surface"]
-    titles = [panel.get_title() for panel in drawn["figure6"][0].axes][:6]
+    parts = drawn("6", [0, 1])
+    assert list(parts) == ["figure6", "figure6_numbers", "figure6_surface"]
+    titles = [panel.get_title() for panel in parts["figure6"][0].axes][:6]
     assert titles == ["image", "truth", "BCE", "weighted BCE", "Dice", "Dice-BCE"]
-    figure, caption = drawn["figure6_numbers"]
+    figure, caption = parts["figure6_numbers"]
     assert [panel.get_title() for panel in figure.axes] == ["thickness", "precision", "recall", "calibration"]
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert names == ["BCE", "weighted BCE", "Dice", "Dice-BCE"]
@@ -193,7 +204,7 @@ def test_figure_6_shows_the_same_objects_and_measures_all(pictured):
 
 def test_the_loss_surface_is_lowest_without_a_shift_and_rises_with_thickness(pictured):
     boundary = pictured.roi_boundaries[0]
-    figure = draw.loss_surface(boundary, confidence=0.9, reach=4)
+    figure = boundary_losses.loss_surface(boundary, confidence=0.9, reach=4)
     _, dice, bce, last = figure.axes[:4]
     for panel in (dice, bce):
         surface = panel.images[0].get_array()
@@ -211,7 +222,7 @@ def test_the_loss_surface_is_lowest_without_a_shift_and_rises_with_thickness(pic
 
 
 def test_figure_7b_shows_the_sobel_operator_of_the_predicted_mask(pictured):
-    ((figure, _),) = figures._sobel("smoke", [0]).values()
+    ((figure, _),) = drawn("7b").values()
     assert [panel.get_title() for panel in figure.axes][:4] == ["image", "mask", "Sobel, x", "Sobel, y"]
     mask, x = (figure.axes[k].images[0].get_array() for k in (1, 2))
     row = SIDE // 2
@@ -222,14 +233,15 @@ def test_figure_7b_shows_the_sobel_operator_of_the_predicted_mask(pictured):
 def test_figures_are_written_as_png_svg_and_caption_and_the_same_again(output, pictured):
     publish("mask_rcnn", 0, 30)
     publish("bmask_rcnn", 0, 31)
-    paths = figures.write("2", "smoke", [0])
-    assert [path.name for path in paths] == ["figure2.png"]
+    figure = figures.named("2")
+    paths = figure.write("smoke", [0])
+    assert [path.name for path in paths] == ["figure2.md"] and figure.written(runs.results("smoke")) == paths
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths[0].parent.iterdir()}
     assert set(before) == {"figure2.png", "figure2.svg", "figure2.md"}
     assert before["figure2.md"][0].startswith(b"**Figure 2. Masks of")
-    figures.write("2", "smoke", [0])
+    figure.write("smoke", [0])
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths[0].parent.iterdir()} == before
-    assert tables.made("smoke") == {"figure-2": [0]}
+    assert items.made("smoke") == {"figure-2": [0]}
 
 
 @pytest.mark.parametrize(
@@ -241,19 +253,14 @@ def test_figures_are_written_as_png_svg_and_caption_and_the_same_again(output, p
 )
 def test_a_figure_whose_run_has_not_been_made_says_which_command_makes_it(output, number, words):
     with pytest.raises(InputError, match=words):
-        figures.write(number, "smoke", [0])
+        figures.named(number).write("smoke", [0])
     assert not (output / "results").exists()
 
 
 def test_a_figure_of_a_failed_run_says_so(output):
     files.write_bytes(runs.Run("mask_rcnn", "smoke", 0).published, b'{"failed": "iteration 7: no"}')
     with pytest.raises(InputError, match="iteration 7: no"):
-        figures.write("1", "smoke", [0])
-
-
-def test_an_unknown_figure_names_the_nearest():
-    with pytest.raises(InputError, match="no figure '77': did you mean"):
-        figures.write("77", "smoke", [0])
+        figures.named("1").write("smoke", [0])
 
 
 def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):
@@ -262,11 +269,10 @@ def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):
 
 
 def test_the_controls_of_figure_6_redraw_what_is_below_them(output, pictured):
-    from bmask.study import explore
-
-    complaint(lambda: explore.boundary_losses("smoke"), "make reproduce-figure-6 PROFILE=smoke")
-    tables.note_made("figure-6", "smoke", [0])
-    top, *pictures = explore.boundary_losses("smoke").children
+    figure = figures.named("6")
+    complaint(lambda: boundary_losses.explore(figure, "smoke"), "Figure 6", "make reproduce-figure-6 PROFILE=smoke")
+    figure.note_made("smoke", [0])
+    top, *pictures = boundary_losses.explore(figure, "smoke").children
     (image, place, confidence), pictures = top.children[0].children, [top.children[1], *pictures]
     assert (image.max, place.max) == (2, 1)
     before = [bytes(picture.value) for picture in pictures]

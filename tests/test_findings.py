@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from bmask.study import config, files, findings, runs, stats, tables
+from bmask.study import compare, config, files, findings, runs, stats, tables
+from bmask.study.findings import Comparison
 
 
 def publish(variant, seed, gain, spread=0.2, data="a data set"):
@@ -22,25 +23,25 @@ def test_a_verdict_is_what_the_interval_says(output):
         publish("bmask_rcnn", seed, 2)
         publish("sobel_mask_head", seed, -3)
         publish("bmask_rcnn_m2b", seed, 2.0, spread=2)
-    found = findings.find("bmask_rcnn vs mask_rcnn", "AP", "smoke")
+    found = Comparison("bmask_rcnn vs mask_rcnn", "AP").find("smoke")
     assert found.difference == 2 and found.seeds == [0, 1, 2] and found.verdict == "reproduced"
     assert 1 < found.low < 2 < found.high < 3
-    assert findings.find("sobel_mask_head vs mask_rcnn", "AP", "smoke").verdict == "not reproduced"
-    assert findings.find("bmask_rcnn vs bmask_rcnn_m2b", "AP", "smoke").verdict == "undecided"
+    assert Comparison("sobel_mask_head vs mask_rcnn", "AP").find("smoke").verdict == "not reproduced"
+    assert Comparison("bmask_rcnn vs bmask_rcnn_m2b", "AP").find("smoke").verdict == "undecided"
     twin = runs.Run("bmask_rcnn_p2p5_28", "smoke", 0)
     files.write_bytes(twin.published, runs.Run("bmask_rcnn", "smoke", 0).published.read_bytes())
-    found = findings.find("bmask_rcnn vs bmask_rcnn_p2p5_28", "AP", "smoke")
+    found = Comparison("bmask_rcnn vs bmask_rcnn_p2p5_28", "AP").find("smoke")
     assert found.verdict == "no verdict" and found.difference == 0
-    assert findings.find("bmask_rcnn vs bmask_rcnn_b2m", "AP", "smoke") is None
+    assert Comparison("bmask_rcnn vs bmask_rcnn_b2m", "AP").find("smoke") is None
 
 
 def test_there_is_no_verdict_from_records_of_different_data(output):
     for seed in (0, 1, 2):
         publish("mask_rcnn", seed, 0)
         publish("bmask_rcnn", seed, 2, data="another" if seed == 2 else "a data set")
-    found = findings.find("bmask_rcnn vs mask_rcnn", "AP", "smoke")
+    found = Comparison("bmask_rcnn vs mask_rcnn", "AP").find("smoke")
     assert found.difference == 2 and found.verdict == "no verdict"
-    low, _ = tables.table("3", "smoke", [0, 1, 2]).set_index("variant").loc["bmask_rcnn", ["dAP low", "dAP high"]]
+    low, _ = tables.named("3").frame("smoke", [0, 1, 2]).set_index("variant").loc["bmask_rcnn", ["dAP low", "dAP high"]]
     assert np.isnan(low)
 
 
@@ -50,7 +51,7 @@ def test_a_failed_seed_and_one_that_only_one_row_has_are_left_out(output):
         if seed < 2:
             publish("bmask_rcnn", seed, 1)
     files.write_bytes(runs.Run("mask_rcnn", "smoke", 1).published, b'{"failed": "iteration 3: no", "a": 1}')
-    assert findings.find("bmask_rcnn vs mask_rcnn", "AP", "smoke").seeds == [0]
+    assert Comparison("bmask_rcnn vs mask_rcnn", "AP").find("smoke").seeds == [0]
 
 
 def test_a_difference_of_differences_is_paired(output):
@@ -60,24 +61,24 @@ def test_a_difference_of_differences_is_paired(output):
         for seed in (0, 1):
             publish(variant, seed, gain + 5 * seed, data="coarse" if "coarse" in variant else "fine")
     comparison = "bmask_rcnn - mask_rcnn vs bmask_rcnn_coarse16 - mask_rcnn_coarse16"
-    found = findings.find(comparison, "AP", "smoke")
+    found = Comparison(comparison, "AP").find("smoke")
     assert found.difference == 2 and found.low == pytest.approx(2 - 1.96 * 0.4 / 2**0.5, abs=0.15)
 
 
 def test_the_papers_numbers_come_from_its_tables():
-    assert findings.papers("bmask_rcnn vs mask_rcnn", "AP") == 1.5
-    assert findings.papers("bmask_rcnn vs mask_rcnn", "AP75 - AP50") == pytest.approx(2.3 - 0.7)
-    assert findings.papers("bmask_rcnn vs mask_rcnn_larger_head", "AP") == 1.0
-    assert findings.papers("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness") is None
+    assert Comparison("bmask_rcnn vs mask_rcnn", "AP").paper == 1.5
+    assert Comparison("bmask_rcnn vs mask_rcnn", "AP75 - AP50").paper == pytest.approx(2.3 - 0.7)
+    assert Comparison("bmask_rcnn vs mask_rcnn_larger_head", "AP").paper == 1.0
+    assert Comparison("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness").paper is None
 
 
 def test_every_claim_compares_variants_that_there_are():
     known, comparisons = set(config.available("variant")), []
-    for info in findings.claims():
-        assert info["metric"] == "thickness" or set(info["metric"].split(" - ")) <= set(tables.METRICS)
-        for comparison in info["compare"]:
-            comparisons.append((info["claim"], comparison))
-            assert {v for side in comparison.split(" vs ") for v in side.split(" - ")} <= known
+    for claim in findings.claims():
+        for comparison in claim.comparisons:
+            comparisons.append((claim.text, comparison))
+            assert comparison.metric == "thickness" or {*comparison.metric.split(" - ")} <= {*compare.METRICS}
+            assert set(comparison.signs) <= known
     assert len(set(comparisons)) == len(comparisons) >= 20
 
 
@@ -92,14 +93,14 @@ def test_thickness_is_paired_over_objects(output, monkeypatch):
     monkeypatch.setattr(findings.predictions, "load", load)
     for variant in ("bmask_rcnn_weighted_bce", "bmask_rcnn"):
         publish(variant, 0, 0)
-    found = findings.find("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness", "smoke")
+    found = Comparison("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness").find("smoke")
     assert found.difference == pytest.approx(0.5) and found.low == pytest.approx(0.5)
 
 
 def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(output):
     publish("mask_rcnn", 0, 0)
     publish("bmask_rcnn", 0, 2)
-    tables.note_made("3", "smoke", [0])
+    tables.named("3").note_made("smoke", [0])
     local = findings.write()
     assert local == output / "results/local/README.md" and "What surprised" not in local.read_text()
     with runs.as_shipped(runs.results()):
@@ -107,6 +108,6 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     assert text.index("What differs") < text.index("| claim |") < text.index("What surprised")
     assert "- `smoke`: Data `shapes`" in text
     rows = [line for line in text.splitlines() if " over " in line and line.startswith("|")]
-    assert len(rows) == sum(len(info["compare"]) for info in findings.claims())
+    assert len(rows) == sum(len(claim.comparisons) for claim in findings.claims())
     assert "+1.5 | +2.0 [" in text and "**reproduced** (1 seed) |" in text
     assert stats.mean_of_objects([(np.array([0, 1]), np.array([1.0, 3.0]))])[0] == 2

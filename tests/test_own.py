@@ -9,7 +9,7 @@ from conftest import PATIENCE, complaint
 from bmask.study import config, own, runs
 from bmask.study.cli import main
 from bmask.study.datasets import Split, shapes
-from bmask.study.datasets.survey import survey, to_text
+from bmask.study.datasets.check import survey, to_text
 from bmask.study.launch import work
 
 
@@ -125,7 +125,7 @@ def test_a_very_short_training_is_one(pair, iterations):
 )
 def test_what_cannot_be_trained_is_said_before_the_data_are_read(mine, monkeypatch, output, capsys, more):
     monkeypatch.setattr(config, "OUTPUT", output)
-    monkeypatch.setattr("bmask.study.datasets.survey.survey", None)
+    monkeypatch.setattr("bmask.study.datasets.check.survey", None)
     assert main(arguments(mine, *more)) == 2
     err = capsys.readouterr().err
     assert err.startswith("bmask: ") and more[0] in err and err.count("\n") == 1
@@ -200,8 +200,8 @@ def test_the_data_check_finds_one_of_each_defect(defects):
     for words in (
         "annotation 4 of image 3 (d.png) has a box without width or height",
         "annotation 10 of image 4 (e.png) has a box that lies elsewhere than its mask",
-        "1 categories have no annotation (unused)",
-        "1 files are listed more than once (e.png)",
+        "category 2 (unused) has no annotation",
+        "image 3 (e.png) is listed more than once",
     ):
         assert words in warnings, words
     assert found.crowds == 1 and found.rle and found.classes == {"thing": 10, "unused": 0}

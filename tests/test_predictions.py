@@ -55,7 +55,7 @@ def test_detections_pasted_are_the_evaluated_ones(here):
     model = evaluate.load_model(runs.on_device(RUN.cfg, "cpu"), RUN.folder / "checkpoint.pth")
     dataset = sorted(data.val.load(), key=lambda image: image["image_id"])
     cfg = runs.on_device(RUN.cfg, "cpu")
-    detections, _ = evaluate.detect(cfg, model, dataset, data.val.category_ids(), lambda *_: None)
+    detections, _ = evaluate.detect(cfg, model, dataset, data.category_ids, lambda *_: None)
     assert len(detections) == len(found.found_masks) > 4
     reference = COCO(str(data.val.json)).loadRes(detections)
     masks = [reference.annToMask(a) for a in reference.dataset["annotations"]]

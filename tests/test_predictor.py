@@ -42,7 +42,7 @@ def test_three_lines_of_python_find_what_the_evaluation_finds(made, images):
     cfg = runs.on_device(RUN.cfg, "cpu")
     model = evaluate.load_model(cfg, weights)
     dataset = sorted(data.val.load(), key=lambda x: x["image_id"])[:1]
-    detections, _ = evaluate.detect(cfg, model, dataset, data.val.category_ids(), lambda *_: None)
+    detections, _ = evaluate.detect(cfg, model, dataset, data.category_ids, lambda *_: None)
     assert len(instances) == len(detections) > 0
     assert instances.scores.tolist() == pytest.approx([d["score"] for d in detections])
     masks = [COCO(str(data.val.json)).annToMask(d) for d in detections]

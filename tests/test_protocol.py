@@ -3,10 +3,10 @@
 import json
 import zipfile
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_image
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
@@ -29,8 +29,7 @@ ABLATIONS = ("3", "4", "5", "6", "7", "8", "sobel")
 
 
 def variants(*numbers):
-    rows = [row.variant for number in numbers for row in tables.rows(number)]
-    return list(dict.fromkeys(v for v in rows if v != tables.PUBLISHED))
+    return list(dict.fromkeys(v for number in numbers for v in tables.named(number).variants))
 
 
 @pytest.mark.parametrize("variant", variants("1", "2", *ABLATIONS, "release"))
@@ -55,16 +54,15 @@ def test_every_row_on_coco_starts_from_imagenet_with_frozen_batchnorm(variant):
         assert model.WEIGHTS == f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl"
 
 
-@pytest.mark.parametrize("row,expected", enumerate(TABLE_1))
+@pytest.mark.parametrize("row,expected", zip(tables.named("1").rows, TABLE_1))
 def test_the_rows_of_table_1_have_their_input_and_backbone(row, expected):
-    cfg = config.resolve(tables.rows("1")[row].variant, "paper")
+    cfg = config.resolve(row.variant, "paper")
     short, long, backbone = expected
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((short,), long)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (short, long)
     hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnetv2p_backbone"
     assert ("HRNetV2-W32" if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}") == backbone
-    words = tables.rows("1")[row].words
-    assert (str(words["input_size"]), words["backbone"]) == (str(short), f"{backbone}-FPN")
+    assert (str(row.words["input_size"]), row.words["backbone"]) == (str(short), f"{backbone}-FPN")
 
 
 @pytest.mark.parametrize("variant", variants(*ABLATIONS))
@@ -89,10 +87,7 @@ def test_boundary_heads_are_pooled_as_in_section_3_but_where_the_row_says_otherw
 # Of each ablation, what its rows change.
 SWITCHES = {
     "4": {"SUPERVISION": ["none", "mask", "boundary"]},
-    "5": {
-        "IN_FEATURES": [("p2", "p3", "p4", "p5"), ("p2",)] * 2,
-        "POOLER_RESOLUTION": [14, 14, 28, 28],
-    },
+    "5": {"IN_FEATURES": [("p2", "p3", "p4", "p5"), ("p2",)] * 2, "POOLER_RESOLUTION": [14, 14, 28, 28]},
     "6": {
         "M2B_FUSION": [False, True, False, True, True],
         "B2M_FUSION": [False, False, True, True, True],
@@ -152,29 +147,14 @@ def coco(tmp_path_factory):
         images, annotations = [], []
         for k in range(3):
             images.append({"id": 100 + k, "file_name": f"{100 + k:012d}.jpg", "height": 40, "width": 400})
-            files.write_bytes(
-                root / split / images[-1]["file_name"],
-                cv2.imencode(".jpg", rng.integers(0, 256, (40, 400, 3)).astype(np.uint8))[1].tobytes(),
-            )
+            write_image(root / split / images[-1]["file_name"], rng.integers(0, 256, (40, 400, 3)).astype(np.uint8))
             for left in (20, 200):
+                entry = {"id": len(annotations) + 1, "image_id": 100 + k, "category_id": categories[17 + k]["id"]}
+                entry |= {"bbox": [left, 5, 60, 30], "area": 1500, "iscrowd": 0}
                 polygon = [left, 5, left + 60, 8, left + 50, 35, left + 5, 30]
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": 100 + k,
-                        "category_id": categories[17 + k]["id"],
-                        "bbox": [left, 5, 60, 30],
-                        "area": 1500,
-                        "segmentation": [polygon],
-                        "iscrowd": 0,
-                    }
-                )
-        crowd = {
-            **annotations[0],
-            "id": 99,
-            "iscrowd": 1,
-            "segmentation": {"size": [40, 400], "counts": [8000, 800, 7200]},
-        }
+                annotations.append({**entry, "segmentation": [polygon]})
+        runs_of_crowd = {"size": [40, 400], "counts": [8000, 800, 7200]}
+        crowd = {**annotations[0], "id": 99, "iscrowd": 1, "segmentation": runs_of_crowd}
         content = {"images": images, "categories": categories}
         if split == "test2017":
             files.write_bytes(root / "annotations/image_info_test-dev2017.json", json.dumps(content).encode())
@@ -195,10 +175,8 @@ def cityscapes(tmp_path_factory):
         for k in range(2):
             name = f"{split}/{city}/{city}_{k:06d}_000019"
             picture = rng.integers(0, 256, (16, 256, 3)).astype(np.uint8)
-            for kind, pixels in (("leftImg8bit", picture), ("gtFine", ids)):
-                suffix = "leftImg8bit" if kind == "leftImg8bit" else "gtFine_instanceIds"
-                content = cv2.imencode(".png", pixels)[1].tobytes()
-                files.write_bytes(root / kind / f"{name}_{suffix}.png", content)
+            write_image(root / "leftImg8bit" / f"{name}_leftImg8bit.png", picture)
+            write_image(root / "gtFine" / f"{name}_gtFine_instanceIds.png", ids)
     return root
 
 

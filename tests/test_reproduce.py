@@ -13,7 +13,8 @@ from conftest import PATIENCE
 from IPython.core.interactiveshell import InteractiveShell
 
 from bmask.errors import InputError, Stopped
-from bmask.study import config, cost, explore, figures, findings, launch, report, reproduce, runs, tables
+from bmask.study import config, cost, figures, findings, launch, report, reproduce, runs, tables
+from bmask.study.figures.boundary_losses import explore
 from bmask.study.files import write_bytes
 from bmask.study.launch import work
 
@@ -62,20 +63,18 @@ def test_everything_at_smoke_with_one_command(everything, bmask):
     assert out.startswith(f"{len(config.available('variant'))} runs, 0 of them to be made\n")
     results = everything / "results/local/smoke"
     page = (results / "README.md").read_text()
-    for number in tables.specs():
-        base = tables.file_name(number)
-        text = (results / f"{base}.md").read_text()
-        assert "not run" not in text and "failed" not in text
-        assert (results / f"{base}.png").stat().st_size > 10_000
-        assert_shown(results / tables.notebook(number))
-        assert f"## {tables.title(number)}\n" in page and f"({tables.notebook(number)})" in page
-    for number, info in figures.specs().items():
-        for caption in figures.captions(number, results):
-            assert caption.with_suffix(".png").stat().st_size > 10_000
-            assert caption.with_suffix(".svg").exists() and caption.read_text().strip() in page
-        assert_shown(results / info["notebook"])
+    for item in report.wanted(["all"], "smoke"):
+        written = item.written(results)
+        assert written
+        for path in written:
+            assert path.with_suffix(".png").stat().st_size > 10_000
+            assert path.with_suffix(".svg").exists() == isinstance(item, figures.Figure)
+            text = path.read_text()
+            assert "not run" not in text and "failed" not in text and text.splitlines()[-1] in page
+        assert_shown(results / item.notebook)
+        assert f"## {item.heading}\n" in page and f"({item.notebook})" in page
     measured = json.loads((results / "cost.json").read_text())["systems"]
-    assert tuple(measured) == cost.SYSTEMS == tuple(row.variant for row in tables.rows("8"))
+    assert tuple(measured) == cost.SYSTEMS == tuple(tables.named("8").variants)
     assert measured["mask_rcnn"]["ratio"] == 1 and all(m["peak_memory_mib"] > 100 for m in measured.values())
     assert "| 0.95   |" in (results / "table8.md").read_text()
     for path in results.glob("*.ipynb"):
@@ -116,7 +115,7 @@ def site(everything):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "OUTPUT", everything)
         patch.setattr(runs, "SHIPPED", everything / "shipped")
-        reproduce.make(reproduce.everything("smoke"), "smoke", [0], runs.Options(device="cpu"))
+        reproduce.make(report.wanted(["all"], "smoke"), "smoke", [0], runs.Options(device="cpu"))
         # As if it were shipped: one profile of each kind.
         shutil.copytree(runs.results(), everything / "shipped", dirs_exist_ok=True)
         return report.build(everything / "report").parent
@@ -124,7 +123,7 @@ def site(everything):
 
 def test_every_link_of_the_report_resolves_and_nothing_comes_from_the_network(site):
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
-    assert len(pages) > len(tables.specs()) + len(figures.specs())
+    assert len(pages) > len(report.wanted(["all"], "smoke"))
     for path, page in pages.items():
         for tag, reference in page.references:
             link = urllib.parse.urlsplit(reference)
@@ -138,7 +137,7 @@ def test_every_link_of_the_report_resolves_and_nothing_comes_from_the_network(si
 
 @pytest.mark.parametrize("folder", ["smoke", "local/smoke"])
 def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commit(site, folder):
-    page = Page(site / folder / "figure-6.html")
+    page = Page(site / folder / "figure6.html")
     links = [reference for tag, reference in page.references if tag == "a"]
     run = runs.Run("bmask_rcnn_dice", "smoke", 0)
     for end in (f"{run.name}.json", f"{run.name}.yaml"):
@@ -150,7 +149,7 @@ def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commi
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
 @pytest.mark.parametrize(
     "page",
-    ["index", "smoke/README", "local/smoke/table3", "smoke/figure-6", "smoke/notebooks/table3_components"],
+    ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/notebooks/table3_components"],
 )
 def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path, page):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -171,9 +170,8 @@ def test_the_notebooks_have_parameters_and_no_outputs_in_git():
 def test_results_are_what_their_records_give_and_any_change_is_found(site, everything, monkeypatch):
     monkeypatch.setattr(runs, "SHIPPED", everything / "shipped")
     with runs.as_shipped(everything / "shipped"):
-        for item, seeds in tables.made("smoke").items():
-            figure = item.startswith(figures.PREFIX)
-            (figures if figure else tables).write(item.removeprefix(figures.PREFIX), "smoke", seeds)
+        for item, seeds in report.made("smoke").items():
+            item.write("smoke", seeds)
         report.write_page("smoke")
         findings.write()
     assert report.differences() == []
@@ -211,7 +209,7 @@ def test_runs_made_here_are_compared_with_the_shipped_ones_in_a_line(site, every
     assert report.against_shipped()[0].endswith(f"; of {run.name} one has failed")
 
 
-@pytest.mark.parametrize("name", sorted({report.notebook(item) for item in reproduce.everything("cpu")}))
+@pytest.mark.parametrize("name", sorted(item.notebook for item in report.wanted(["all"], "cpu")))
 def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "OUTPUT", tmp_path)
     cells = [
@@ -244,7 +242,7 @@ def test_figure_6_is_looked_into_as_it_is_shipped_when_its_runs_were_made_here_f
     run = runs.Run("bmask_rcnn", "smoke", 0)
     made = runs.as_json({**run.record(), "made": "here"})
     write_bytes(run.published, made)
-    top, *_ = explore.boundary_losses("smoke").children
+    top, *_ = explore(figures.named("6"), "smoke").children
     assert top.children[0].children[0].max == 3  # of four images
     assert run.published.read_bytes() == made and not runs.PUBLISH
 

@@ -373,7 +373,7 @@ def test_every_variant_is_another_run_in_every_profile(profile):
 
 
 def test_the_rows_of_table_3_add_one_component_each():
-    rows = [config.resolve(v, "paper").MODEL for v in (row.variant for row in tables.rows("3"))]
+    rows = [config.resolve(v, "paper").MODEL for v in tables.named("3").variants]
     assert rows[0].ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
     switches = [
         (

@@ -174,7 +174,7 @@ def seconds_in_checkpoint(run):
 
 def test_table_3_survives_a_preemption_and_the_end_of_who_waits_for_it(slurm, output, bmask):
     command = ("run", "--table", "3", *ONE[3:], "--launcher", "slurm", "--slurm", "time=30")
-    wanted = tables.table_runs("3", "smoke", [0])
+    wanted = tables.named("3").runs("smoke", [0])
     first = bmask(*command)
     preempted = wait_for(
         lambda: next((r for r in wanted if (r.folder / "checkpoint.pth").exists() and not r.own_record.exists()), None),

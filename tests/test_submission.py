@@ -11,7 +11,7 @@ import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
 import cv2
 import numpy as np
 import pytest
-from conftest import complaint
+from conftest import complaint, contents, rle, write_image
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
@@ -48,28 +48,16 @@ def truth(tmp_path):
 
 def write_truth(gt_root: Path, all_ids: list[np.ndarray]) -> Path:
     for name, ids in zip(NAMES, all_ids):
-        (gt_root / name.split("_")[0]).mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(gt_root / name.split("_")[0] / f"{name}_gtFine_instanceIds.png"), ids)
+        write_image(gt_root / name.split("_")[0] / f"{name}_gtFine_instanceIds.png", ids)
     return gt_root
-
-
-def rle(mask: np.ndarray) -> dict:
-    encoded = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {**encoded, "counts": encoded["counts"].decode()}
 
 
 def detection(image: int, label: int, rows: tuple, columns: tuple, score: float = 0.5, **more) -> dict:
     mask = np.zeros((64, 128), np.uint8)
     mask[slice(*rows), slice(*columns)] = 1
     box = [float(columns[0]), float(rows[0]), float(columns[1] - columns[0]), float(rows[1] - rows[0])]
-    return {
-        "image_id": image,
-        "category_id": label,
-        "bbox": box,
-        "score": score,
-        "segmentation": rle(mask),
-        **more,
-    }
+    found = {"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": rle(mask)}
+    return {**found, **more}
 
 
 def perfect() -> list[dict]:
@@ -88,16 +76,12 @@ def unpack(path: Path, folder: Path) -> Path:
     return folder
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 # --- COCO
 
 
 def test_the_coco_zip_holds_one_json_with_the_documented_fields_and_no_others(tmp_path):
     submission.coco_zip(perfect(), tmp_path / f"{submission.COCO_NAME}.zip")
-    (name,) = files(unpack(tmp_path / "detections_test-dev2017_bmask_results.zip", tmp_path / "unpacked"))
+    (name,) = contents(unpack(tmp_path / "detections_test-dev2017_bmask_results.zip", tmp_path / "unpacked"))
     assert name == "detections_test-dev2017_bmask_results.json"
     entries = json.loads((tmp_path / "unpacked" / name).read_text())
     assert len(entries) == 4
@@ -105,10 +89,7 @@ def test_the_coco_zip_holds_one_json_with_the_documented_fields_and_no_others(tm
         types = {key: type(value) for key, value in entry.items()}
         assert types == {"image_id": int, "category_id": int, "segmentation": dict, "score": float}
         assert entry == {key: made[key] for key in types}
-        assert {key: type(value) for key, value in entry["segmentation"].items()} == {
-            "size": list,
-            "counts": str,
-        }
+        assert {key: type(value) for key, value in entry["segmentation"].items()} == {"size": list, "counts": str}
 
 
 def test_pycocotools_loads_the_coco_json_as_the_server_does(tmp_path):
@@ -122,12 +103,10 @@ def test_pycocotools_loads_the_coco_json_as_the_server_does(tmp_path):
 
 
 def test_the_mask_score_is_sent_where_there_is_one(tmp_path):
-    detections = [
-        detection(0, 1, (0, 5), (0, 5), 0.9, mask_score=0.25),
-        detection(0, 1, (0, 5), (0, 5), 0.75),
-    ]
+    scored, unscored = detection(0, 1, (0, 5), (0, 5), 0.9, mask_score=0.25), detection(0, 1, (0, 5), (0, 5), 0.75)
+    detections = [scored, unscored]
     submission.coco_zip(detections, tmp_path / "a.zip")
-    (content,) = files(unpack(tmp_path / "a.zip", tmp_path / "b")).values()
+    (content,) = contents(unpack(tmp_path / "a.zip", tmp_path / "b")).values()
     assert [entry["score"] for entry in json.loads(content)] == [0.25, 0.75]
     submission.write_cityscapes(detections, IMAGES[:1], tmp_path / "c")
     lines = (tmp_path / f"c/{NAMES[0]}_leftImg8bit_pred.txt").read_text().splitlines()
@@ -136,7 +115,7 @@ def test_the_mask_score_is_sent_where_there_is_one(tmp_path):
 
 def test_no_detections_are_an_empty_list(tmp_path):
     submission.coco_zip([], tmp_path / "a.zip")
-    assert list(files(unpack(tmp_path / "a.zip", tmp_path / "b")).values()) == [b"[]"]
+    assert list(contents(unpack(tmp_path / "a.zip", tmp_path / "b")).values()) == [b"[]"]
 
 
 # --- Cityscapes
@@ -158,18 +137,18 @@ def test_every_image_has_a_text_file_whose_lines_name_a_mask_a_label_and_a_score
             assert (int(label), float(score)) == (d["category_id"], d["score"])
             mask = cv2.imread(str(tmp_path / "results" / name), cv2.IMREAD_UNCHANGED)
             assert mask.dtype == np.uint8 and (mask == 255 * rle_tools.decode(d["segmentation"])).all()
-    assert set(files(tmp_path / "results")) == seen
+    assert set(contents(tmp_path / "results")) == seen
 
 
 def test_detections_of_other_images_are_left_out(tmp_path):
     submission.write_cityscapes(perfect(), IMAGES[1:2], tmp_path)
-    assert files(tmp_path) == {f"{NAMES[1]}_leftImg8bit_pred.txt": b""}
+    assert contents(tmp_path) == {f"{NAMES[1]}_leftImg8bit_pred.txt": b""}
 
 
 def test_the_cityscapes_zip_holds_the_same_files_at_its_top_level(tmp_path):
     submission.write_cityscapes(perfect(), IMAGES, tmp_path / "results")
     submission.cityscapes_zip(perfect(), IMAGES, tmp_path / "a.zip")
-    assert files(unpack(tmp_path / "a.zip", tmp_path / "unpacked")) == files(tmp_path / "results")
+    assert contents(unpack(tmp_path / "a.zip", tmp_path / "unpacked")) == contents(tmp_path / "results")
 
 
 def evaluate_img_lists(folder: Path, truth: Path) -> dict:
@@ -289,7 +268,7 @@ def test_zips_are_whole_or_not_there_and_the_same_bytes_each_time(tmp_path, monk
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
     with pytest.raises(OSError, match="no space left"):
         getattr(submission, write)([], *images, tmp_path / "out/a.zip")
-    assert files(tmp_path) == {"out/a.zip": first, "out/b.zip": second}
+    assert contents(tmp_path) == {"out/a.zip": first, "out/b.zip": second}
 
 
 # --- wrong input

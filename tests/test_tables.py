@@ -7,19 +7,12 @@ import pytest
 from conftest import PATIENCE, complaint
 
 from bmask.errors import InputError
-from bmask.study import config, cost, draw, figures, files, reproduce, runs, tables
+from bmask.study import compare, config, cost, files, items, report, reproduce, runs, tables
 from bmask.study.cli import main
+from bmask.study.figures import gains
 
-METRIC = {
-    "AP": 30.0,
-    "AP50": 50.0,
-    "AP75": 31.0,
-    "APs": 1.0,
-    "APm": 2.0,
-    "APl": None,
-    "per_iou": {},
-    "per_class": {},
-}
+METRIC = {"AP": 30.0, "AP50": 50.0, "AP75": 31.0, "APs": 1.0, "APm": 2.0, "APl": None, "per_iou": {}, "per_class": {}}
+TABLE = tables.named("3")
 
 
 def publish(variant, seed, mask_ap, box_ap=40.0, data="a data set", resamples=None):
@@ -35,7 +28,7 @@ def publish(variant, seed, mask_ap, box_ap=40.0, data="a data set", resamples=No
 @pytest.fixture
 def records(output):
     """Two seeds of each row but one; the third row has failed for seed 1."""
-    rows = [row.variant for row in tables.rows("3")]
+    rows = TABLE.variants
     for seed in (0, 1):
         for k, variant in enumerate(rows[:4]):
             publish(variant, seed, 20 + k + 2 * seed * (k > 0) + 10 * seed, box_ap=40 + k)
@@ -46,7 +39,7 @@ def records(output):
 
 
 def test_a_table_is_means_and_differences_paired_by_seed_beside_the_papers(records):
-    frame = tables.table("3", "smoke", [0, 1])
+    frame = TABLE.frame("smoke", [0, 1])
     assert list(frame["variant"]) == records
     assert list(frame["seeds"]) == [2, 2, 1, 2, 0]
     first, second, third = frame.iloc[0], frame.iloc[1], frame.iloc[2]
@@ -60,14 +53,14 @@ def test_a_table_is_means_and_differences_paired_by_seed_beside_the_papers(recor
     assert frame.iloc[4]["note"] == "seed 0: not run; seed 1: not run"
 
 
-def shown(number, seeds, profile="smoke"):
+def shown(seeds, table=TABLE):
     """The cells of each line of the table that is written."""
-    text = tables.to_markdown(number, profile, tables.frames(number, profile, seeds))
+    text = table.to_markdown("smoke", table.frames("smoke", seeds))
     return [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"], text
 
 
 def test_the_text_shows_both_and_says_what_is_missing(records):
-    lines, text = shown("3", [0, 1])
+    lines, text = shown([0, 1])
     assert lines[0] == ["", "", "AP", "AP75", "ΔAP", "ΔAP75"]
     assert lines[2:4] == [
         ["Mask R-CNN", "here", "25.0 ± 7.1", "31.0 ± 0.0", "", ""],
@@ -84,10 +77,10 @@ def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with
     with runs.as_shipped(runs.shipped()):
         for variant in records[:2]:
             publish(variant, 0, 12.5 if variant == "mask_rcnn" else 13.0)
-        tables.write("3", "smoke", [0])
+        TABLE.write("smoke", [0])
     shipped = {p: p.read_bytes() for p in runs.shipped().rglob("*") if p.is_file()}
     assert {p: p.read_bytes() for p in before} == before
-    lines, text = shown("3", [0, 1])
+    lines, text = shown([0, 1])
     assert [line[:3] for line in lines[2:8]] == [
         ["Mask R-CNN", "here", "25.0 ± 7.1"],
         ["", "shipped", "12.5"],
@@ -97,7 +90,7 @@ def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with
         ["", "paper", "33.9"],
     ]
     assert lines[6][4] == "+0.5" and "here: seeds 0, 1;" in text and "shipped: seed 0;" in text
-    path = tables.write("3", "smoke", [0, 1])
+    (path,) = TABLE.write("smoke", [0, 1])
     assert path == output / "results/local/smoke/table3.md"
     frame = pd.read_csv(path.with_suffix(".csv"))
     assert frame.loc[1, ["AP", "shipped AP", "shipped dAP"]].tolist() == [27.0, 13.0, 0.5]
@@ -105,10 +98,10 @@ def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with
 
 
 def test_a_table_without_a_record_is_not_written(records, output):
-    path = tables.write("3", "smoke", [0])
+    (path,) = TABLE.write("smoke", [0])
     before = path.read_bytes()
-    complaint(lambda: tables.write("3", "smoke", [5]), "Table 3", "smoke", "make reproduce-table-3")
-    assert path.read_bytes() == before and tables.made("smoke") == {"3": [0]}
+    complaint(lambda: TABLE.write("smoke", [5]), "Table 3", "smoke", "make reproduce-table-3")
+    assert path.read_bytes() == before and items.made("smoke") == {"3": [0]}
 
 
 @pytest.mark.parametrize("path", sorted((runs.REPOSITORY / "results").glob("*/*.md")), ids=str)
@@ -118,18 +111,17 @@ def test_no_shipped_table_is_wider_than_100_characters(path):
 
 
 def test_rows_that_have_seen_different_data_are_called_out(output):
-    rows = [row.variant for row in tables.rows("3")]
+    rows = TABLE.variants
     publish(rows[0], 0, 20.0)
-    _, text = shown("3", [0])
+    _, text = shown([0])
     said = "here: seed 0; made on a laptop, at commit 0123abc, from data a data set."
     assert said in " ".join(text.split()) and "different data" not in text
     publish(rows[1], 0, 21.0, data="another")
-    assert "The rows have seen different data" in shown("3", [0])[1]
+    assert "The rows have seen different data" in shown([0])[1]
 
 
 def test_the_figure_draws_our_differences_and_the_papers(records):
-    frames = tables.frames("3", "smoke", [0, 1])
-    figure = draw.gains(frames, tables.rows("3"), "Table 3", tables.spec("3")["metrics"])
+    figure = gains.chart(TABLE.frames("smoke", [0, 1]), TABLE.rows, "Table 3", TABLE.metrics)
     assert [panel.get_title() for panel in figure.axes] == ["AP", "AP50", "AP75", "APb"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["Mask R-CNN", "+ boundary", "+ fusions", "+ Dice-BCE", "+ RoI strategy"]
@@ -138,17 +130,18 @@ def test_the_figure_draws_our_differences_and_the_papers(records):
 
 
 def test_writing_again_leaves_the_same_files_alone(records, output):
-    path = tables.write("3", "smoke", [0, 1])
+    (path,) = TABLE.write("smoke", [0, 1])
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in path.parent.glob("table3*")}
     assert set(before) == {"table3.md", "table3.csv", "table3.png"}
-    tables.write("3", "smoke", [0, 1])
+    TABLE.write("smoke", [0, 1])
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in path.parent.glob("table3*")} == before
 
 
 @pytest.mark.parametrize(
     "call,message",
     [
-        (lambda: tables.spec("33"), "no table '33': did you mean '3'"),
+        (lambda: report.named("figure-77"), "no figure '77': did you mean '7b'"),
+        (lambda: report.named("33"), "no table '33': did you mean '3'"),
         (lambda: config.resolve("bmask_rcn", "cpu"), "no variant 'bmask_rcn': did you mean 'bmask_rcnn'"),
         (lambda: config.resolve("mask_rcnn", "cpus"), "no profile 'cpus': did you mean 'cpu'"),
         (lambda: config.parse_seeds("0,x"), "SEEDS is '0,x'"),
@@ -166,10 +159,7 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
         (["--table", "33"], "did you mean '3'"),
         (["--table", "3", "--profile", "cpu-batch0"], "did you mean 'cpu'"),
         (["--variant", "bmask_rcn"], "did you mean 'bmask_rcnn'"),
-        (
-            ["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"],
-            "there is no data folder /does/not/exist",
-        ),
+        (["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"], "no data folder /does/not/exist"),
         (["--table", "3", "--profile", "nuclei", "--data", "{}"], "instances_train.json"),
     ],
 )
@@ -206,10 +196,10 @@ def resampled(output):
 
 def test_intervals_are_paired_over_images_and_draw_the_seeds(resampled):
     """What all models find hard about a resample, here 5 points, cancels; the two seeds, 1 and 3, do not."""
-    frame = tables.table("3", "smoke", [0, 1]).set_index("variant")
+    frame = TABLE.frame("smoke", [0, 1]).set_index("variant")
     low, high = frame.loc["bmask_rcnn", ["dAP low", "dAP high"]]
     assert 0.7 < low < 1.0 and 3.0 < high < 3.3
-    frame = tables.table("3", "smoke", [0]).set_index("variant")
+    frame = TABLE.frame("smoke", [0]).set_index("variant")
     low, high = frame.loc["bmask_rcnn", ["dAP low", "dAP high"]]
     assert (low, high) == (pytest.approx(1 - 1.96 * 0.1, abs=0.03), pytest.approx(1 + 1.96 * 0.1, abs=0.03))
     assert pd.isna(frame.loc["mask_rcnn", "dAP low"]) and pd.isna(frame.loc["bmask_rcnn", "dAPb low"])
@@ -217,41 +207,36 @@ def test_intervals_are_paired_over_images_and_draw_the_seeds(resampled):
 
 def test_intervals_of_records_from_other_data_or_without_resamples_are_not_made_up(resampled):
     publish("bmask_rcnn", 1, 23.0, data="another", resamples=np.zeros(1000))
-    assert pd.isna(tables.table("3", "smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
+    assert pd.isna(TABLE.frame("smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
     publish("bmask_rcnn", 1, 23.0)
-    assert pd.isna(tables.table("3", "smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
+    assert pd.isna(TABLE.frame("smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
 
 
-@pytest.mark.parametrize("number", tables.specs())
-def test_every_row_of_the_papers_tables_is_there(number):
+@pytest.mark.parametrize("table", tables.known().values(), ids=tables.known())
+def test_every_row_of_the_papers_tables_is_there(table):
     """The paper's rows in its order, each run or marked as published; and a notebook of its own."""
-    info = tables.spec(number)
-    paper = pd.read_csv(config.EXPERIMENTS / "paper" / info["paper"])
-    rows = tables.rows(number)
-    assert len(rows) == len(paper) + len(info.get("more", {}))
-    assert {row.variant for row in rows} <= {*config.available("variant"), tables.PUBLISHED}
-    assert {row.baseline for row in rows} <= {row.variant for row in rows} - {tables.PUBLISHED}
-    assert all(set(row.words) == set(rows[0].words) for row in rows)
-    assert set(info["metrics"]) <= set(tables.METRICS)
-    assert (config.EXPERIMENTS.parent / "notebooks" / tables.notebook(number)).exists()
+    notebook = config.REPOSITORY / "notebooks" / table.notebook
+    paper = pd.read_csv(config.EXPERIMENTS / "paper" / f"{notebook.stem}.csv")
+    assert notebook.exists() and len(paper) == sum(bool(row.paper) for row in table.rows)
+    assert {row.baseline for row in table.rows} <= {*table.variants} <= {*config.available("variant")}
+    assert all(set(row.words) == set(table.rows[0].words) for row in table.rows)
+    assert set(table.metrics) <= set(compare.METRICS)
 
 
 def test_every_table_and_figure_has_a_make_target():
     text = subprocess.run(["make", "help"], cwd=runs.REPOSITORY, capture_output=True, text=True).stdout
-    names = [f"table-{number}" if number.isdigit() else number for number in tables.specs()]
-    for name in [*names, *(f"figure-{number}" for number in figures.specs()), "all", "report"]:
+    for name in [*(item.target for item in report.wanted(["all"], "cpu")), "all", "report"]:
         assert f"make {'' if name == 'report' else 'reproduce-'}{name} " in text
 
 
 def test_every_variant_is_in_a_table_or_figure():
-    shown = {row.variant for number in tables.specs() for row in tables.rows(number)} - {tables.PUBLISHED}
-    shown |= {variant for number in figures.specs() for variant in figures.variants(number, "cpu")}
+    shown = {run.variant for item in report.wanted(["all"], "cpu") for run in item.runs("cpu", [0])}
     assert shown == set(config.available("variant"))
 
 
 def test_published_rows_have_the_papers_numbers_alone(output):
     publish("mask_rcnn_800_r101", 0, 20.0)
-    lines, text = shown("2", [0])
+    lines, text = shown([0], tables.named("2"))
     cells = [line[:3] for line in lines]
     assert ["MNC, R101", "paper", "24.6"] in cells
     at = cells.index(["Mask R-CNN*, R101", "here", "20.0"])
@@ -264,7 +249,7 @@ def test_rows_are_compared_with_the_baseline_of_the_same_backbone(output):
     publish("mask_rcnn", 0, 10.0)
     publish("mask_rcnn_800_r101", 0, 20.0)
     publish("bmask_rcnn_800_r101", 0, 21.5)
-    frame = tables.table("1", "smoke", [0]).set_index("variant")
+    frame = tables.named("1").frame("smoke", [0]).set_index("variant")
     assert frame.loc["bmask_rcnn_800_r101", "dAP"] == 1.5
     assert frame.loc["bmask_rcnn_800_r101", "paper dAP"] == 1.7
 
@@ -272,9 +257,9 @@ def test_rows_are_compared_with_the_baseline_of_the_same_backbone(output):
 def test_rows_of_ours_alone_have_no_number_of_the_papers(output):
     publish("bmask_rcnn_no_fusion", 0, 10.0)
     publish("bmask_rcnn_two_fusion_blocks", 0, 12.0)
-    frame = tables.table("6", "smoke", [0])
+    frame = tables.named("6").frame("smoke", [0])
     assert frame.iloc[4]["dAP"] == 2.0 and pd.isna(frame.iloc[4]["paper AP"])
-    assert shown("6", [0])[0][-1][:3] == ["both, twice", "here", "12.0"]
+    assert shown([0], tables.named("6"))[0][-1][:3] == ["both, twice", "here", "12.0"]
 
 
 def test_the_linear_scaling_rule_says_so():
@@ -285,8 +270,7 @@ def test_the_linear_scaling_rule_says_so():
 
 def test_the_plan_says_how_many_runs_and_how_long_from_the_speed_so_far(output, monkeypatch):
     options = runs.Options(device="cpu", jobs=2)
-    wanted = tables.table_runs("3", "smoke", [0]) + tables.table_runs("sobel", "smoke", [0])
-    wanted = list(dict.fromkeys(wanted))
+    wanted = list(dict.fromkeys(TABLE.runs("smoke", [0]) + tables.named("sobel").runs("smoke", [0])))
     assert reproduce.plan(wanted, options) == "7 runs, 7 of them to be made; none has been timed on this machine"
     monkeypatch.setattr(runs, "provenance", lambda _: {"device_name": "a laptop"})
     publish("mask_rcnn", 0, 20.0)

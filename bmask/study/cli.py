@@ -90,6 +90,7 @@ Parts = Annotated[Whole, Parameter(help="parts of a batch that are taken one aft
 Images = Annotated[Path, Parameter(help="the folder of the images")]
 Json = Annotated[Path, Parameter(help="a COCO instance file")]
 Source = Annotated[Path, Parameter(help="stage1_train.zip or its unpacked folder, if you have it")]
+Coco = Annotated[Optional[Path], Parameter(help="a folder of COCO 2017, if you have it")]
 Out = Annotated[Optional[Path], Parameter(help="where to write it instead")]
 
 
@@ -152,9 +153,10 @@ class Model:
 def _reproduce(*items: Item, on: Setup = Setup(), how: How = How()):
     """Make tables and figures: train, evaluate, draw, run notebooks."""
     from . import config
-    from .reproduce import everything, reproduce
+    from .report import wanted
+    from .reproduce import reproduce
 
-    items = everything(on.profile) if items == ("all",) else list(items)
+    items = wanted(list(items), on.profile)
     return 0 if reproduce(items, on.profile, config.parse_seeds(how.seeds), how.options(on.data)) else 1
 
 
@@ -166,7 +168,7 @@ def _run(*, table: Optional[Table] = None, variant: Optional[Variant] = None, on
         raise InputError("run takes a --table or a --variant, one of them")
     seeds = config.parse_seeds(how.seeds)
     if variant is None:
-        wanted = tables.table_runs(table, on.profile, seeds)
+        wanted = tables.named(table).runs(on.profile, seeds)
     else:
         wanted = [runs.Run(variant, on.profile, seed) for seed in seeds]
     return 0 if launch.ensure(wanted, how.options(on.data)) else 1
@@ -176,25 +178,28 @@ def _table(table: Table, /, *, profile: Profile = "cpu", seeds: Seeds = "0"):
     """Write and show a table from the records that are there."""
     from . import config, tables
 
-    print(tables.write(table, profile, config.parse_seeds(seeds)).read_text())
+    (path,) = tables.named(table).write(profile, config.parse_seeds(seeds))
+    print(path.read_text())
 
 
 def _figure(figure: Figure, /, *, profile: Profile = "cpu", seeds: Seeds = "0"):
     """Draw a figure from the records and predictions there are."""
     from . import config, figures
 
-    for path in figures.write(figure, profile, config.parse_seeds(seeds)):
-        print(path, path.with_suffix(".md").read_text(), sep="\n")
+    for path in figures.named(figure).write(profile, config.parse_seeds(seeds)):
+        print(path.with_suffix(".png"), path.read_text(), sep="\n")
 
 
 def _curves(*variants: Variants, profile: Profile = "cpu", seeds: Seeds = "0", out: Out = None):
     """Draw losses and AP during any trainings, in curves.png."""
-    from . import config, draw, figures, runs
+    from . import config, runs
+    from .figures.style import save
+    from .figures.training_curves import curves_of
 
     numbers = config.parse_seeds(seeds)
-    figure, _ = figures.training_curves([runs.Run(variant, profile, n) for variant in variants for n in numbers])
+    figure, _ = curves_of([runs.Run(variant, profile, n) for variant in variants for n in numbers])
     out = out or runs.results(profile) / "curves.png"
-    draw.save(figure, out)
+    save(figure, out)
     print(out)
 
 
@@ -218,7 +223,7 @@ def _report(*, out: Out = None):
 def _check_data(images: Images, json: Json, /):
     """Look at data in COCO format before anything is spent on it."""
     from .datasets import given
-    from .datasets.survey import survey, to_text
+    from .datasets.check import survey, to_text
 
     split = given(images, json)
     found = survey(*split)
@@ -239,7 +244,7 @@ def _train(
     """Train on data of your own, in COCO format."""
     from . import config, launch, own, runs
     from .datasets import given
-    from .datasets.survey import survey, to_text
+    from .datasets.check import survey, to_text
 
     own.check_wishes(name, batch, iterations)
     seeds, device = config.parse_seeds(how.seeds), runs.check_device(how.options())
@@ -343,7 +348,7 @@ def _work(variant: Variant, /, *, on: OneRun = OneRun(), num_gpus: Processes = 1
 
 
 def _verify():
-    """Make the shipped results anew from their records; compare."""
+    """Make shipped results anew from records; compare."""
     from . import report
 
     found = report.differences()
@@ -364,12 +369,22 @@ def _prepare_nuclei(*, source: Optional[Source] = None, out: Out = None):
     print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
+def _prepare_coco_person(*, source: Coco = None, out: Out = None):
+    """Download photographs of COCO to data/coco_person."""
+    from . import runs
+    from .datasets import coco_person
+
+    folder = out or runs.OUTPUT / "data" / "coco_person"
+    coco_person.prepare(folder, source)
+    print(f"{folder} is ready for --data {folder}")
+
+
 for title, commands in {
     "Reproduce": (_reproduce, _run, _table, _figure, _curves, _predictions, _report),
     "Your data": (_check_data, _train, _predict, _export),
     "Weights": (_evaluate, _submission),
     "Servers": (_work,),
-    "Maintenance": (_verify, _prepare_nuclei),
+    "Maintenance": (_verify, _prepare_nuclei, _prepare_coco_person),
 }.items():
     group = Group.create_ordered(title)
     for place, command in enumerate(commands):

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List, TypeVar
 
 import yaml
 from detectron2 import model_zoo
@@ -18,6 +18,7 @@ from ..errors import InputError, one_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENTS = REPOSITORY / "experiments"
+T = TypeVar("T")
 # Everything that is written goes under this folder: data/, profiles/, runs/ and results/.
 OUTPUT = Path(os.environ.get("BMASK_OUTPUT") or REPOSITORY)
 LARGEST_SEED = 2**32 - 1  # that numpy takes
@@ -45,7 +46,7 @@ FORMER_HEADS = {"FusionBlocksHead": "BoundaryPreservingHead", "RefinedMasksHead"
 def add_study_config(cfg: CN) -> None:
     """Add the keys of the study: data, and how a run is carried out."""
     cfg.STUDY = CN()
-    # "shapes" (generated), "nuclei", "coco", "cityscapes", or "own" with its four places.
+    # "shapes" (generated), "nuclei", "coco_person", "coco", "cityscapes", or "own" with its four places.
     cfg.STUDY.DATASET = "shapes"
     cfg.STUDY.OWN = CN({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
     cfg.STUDY.SHAPES = CN()
@@ -239,14 +240,18 @@ def _files(kind: str) -> Dict[str, Path]:
     return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
 
 
-def nearest(kind: str, name: str, names: List[str]) -> InputError:
+def pick(kind: str, name: str, known: Dict[str, T]) -> T:
+    """What has a name. Raises InputError for an unknown name, with the nearest known one."""
+    if name not in known:
+        raise nearest(kind, name, known)
+    return known[name]
+
+
+def nearest(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for an unknown name, with the nearest known one."""
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-    return InputError(f"there is no {kind} {name!r}: did you mean {close[0]!r}; known are {', '.join(names)}")
+    (close,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    return InputError(f"there is no {kind} {name!r}: did you mean {close!r}; known are {', '.join(known)}")
 
 
 def _find(kind: str, name: str) -> Path:
-    files = _files(kind)
-    if name not in files:
-        raise nearest(kind, name, sorted(files))
-    return files[name]
+    return pick(kind, name, dict(sorted(_files(kind).items())))

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.env import seed_all_rng
@@ -163,9 +164,11 @@ def _infer(model: GeneralizedRCNN, cfg: CfgNode, batch: List[Dict], detections: 
         images = model.preprocess_image(batch)
         features = model.backbone(images.tensor)
         proposals, _ = model.proposal_generator(images, features, None)
-        model.roi_heads._forward_box(features, proposals)
-        results = model.roi_heads.forward_with_given_boxes(features, [detections])
-        model._postprocess(results, batch, images.image_sizes)
+        heads = model.roi_heads
+        pooled = heads.box_pooler([features[f] for f in heads.box_in_features], [x.proposal_boxes for x in proposals])
+        heads.box_predictor.inference(heads.box_predictor(heads.box_head(pooled)), proposals)
+        (result,) = heads.forward_with_given_boxes(features, [detections])
+        detector_postprocess(result, batch[0]["height"], batch[0]["width"])
 
 
 def _milliseconds(model: nn.Module, cfg: CfgNode) -> float:

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from . import stats
-from .datasets import Split, check, coco_folder
+from .datasets import Split, coco, coco_folder
+from .datasets.check import check_coco
 from .datasets.mapper import ImageMapper
 from .files import fitting, read_checkpoint
 
@@ -117,7 +118,7 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: Split) -> Dict[str, Any
     Raises:
         InputError: the data are not sound, or have another number of classes than the model.
     """
-    content = check.check_coco(split.json, split.images, drop_zero_area=True, open_images=True)
+    content = check_coco(split.json, split.images, drop_zero_area=True, open_images=True)
     classes = len(content["categories"])
     if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise InputError(
@@ -126,7 +127,7 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: Split) -> Dict[str, Any
         )
     images = split.load()
     with tqdm(total=len(images), desc="detecting", unit="image") as bar:
-        detections, milliseconds = detect(cfg, model, images, split.category_ids(), lambda *_: bar.update())
+        detections, milliseconds = detect(cfg, model, images, coco.category_ids(content), lambda *_: bar.update())
     max_dets = cfg.TEST.DETECTIONS_PER_IMAGE
     metrics = average_precision(split.json, detections, max_dets, resamples=0)
     return {"metrics": metrics, "images": len(images), "milliseconds_per_image": milliseconds}
@@ -184,7 +185,7 @@ def average_precision(
     """COCO's average precision, in percent, for boxes, masks and boundaries (Cheng et al., CVPR 2021).
 
     Args:
-        truth: a COCO instance file, as :func:`bmask.datasets.check.truth` reads it.
+        truth: a COCO instance file, as :func:`bmask.study.datasets.coco.truth` reads it.
         detections: in COCO's results format, with the ids of ``truth``. Masks and boundaries are ranked by
             ``mask_score`` where there is one.
         max_dets: detections that count, an image and class.
@@ -198,7 +199,7 @@ def average_precision(
         For ``bbox`` and ``segm`` also ``bootstrap``: AP, AP50 and AP75 on the resamples, the same for all models on the
         same images, so that differences between models are paired.
     """
-    content = check.truth(truth)
+    content = coco.truth(truth)
     # To COCO's evaluation an object that is number 0 is never found, and images below 0 are none.
     numbers = {number: k for k, number in enumerate(sorted(image["id"] for image in content["images"]), 1)}
     for image in content["images"]:
@@ -265,7 +266,7 @@ def to_markdown(metrics: Dict[str, Dict]) -> str:
 
 def annotation_iou(truth: Path, annotated: Path) -> float:
     """The mean IoU of the masks of two COCO instance files with the same objects: how good an annotation is."""
-    pair = COCO(check.truth(truth)), COCO(check.truth(annotated))
+    pair = COCO(coco.truth(truth)), COCO(coco.truth(annotated))
     ious = []
     for number in pair[0].anns:
         exact, coarse = (side.annToMask(side.anns[number]).astype(bool) for side in pair)

@@ -1,14 +1,15 @@
 """The paper's claims, each with what the records say of it: computed, not typed."""
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from ..errors import InputError
-from . import predictions, runs, stats, tables
+from . import compare, predictions, runs, stats, tables
 from .config import EXPERIMENTS
 from .files import write_bytes
 
@@ -36,47 +37,77 @@ class Finding(NamedTuple):
         return NOT_REPRODUCED if self.high < 0 else UNDECIDED
 
 
-def claims() -> List[Dict]:
-    """What ``experiments/claims.yaml`` says."""
-    return yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text())
+@dataclass(frozen=True)
+class Comparison:
+    """``A vs B``: that A is above B in a metric; or ``A - B vs C - D``: that the one difference is above the other."""
 
+    text: str
+    metric: str
 
-def find(comparison: str, metric: str, profile: str) -> Optional[Finding]:
-    """What the records say of ``A vs B`` or ``A - B vs C - D``, with the seeds that all of these have.
+    @property
+    def sides(self) -> List[List[str]]:
+        """The variants of both sides."""
+        return [side.split(" - ") for side in self.text.split(" vs ")]
 
-    Returns:
-        None where there are no such records, or for ``thickness`` predictions.
-    """
-    sides = [side.split(" - ") for side in comparison.split(" vs ")]
-    signs = {}
-    for (first, *second), sign in zip(sides, (1, -1)):
-        signs |= {first: sign, **{variant: -sign for variant in second}}
-    records = {}
-    for variant in signs:
-        folder = runs.results(profile)
-        made = sorted((folder / "runs").glob(f"{variant}-seed*.json"))
-        seeds = sorted({int(path.stem.split("-seed")[1].split("-")[0]) for path in made})
-        found = {seed: runs.Run(variant, profile, seed).record(folder) for seed in seeds}
-        records[variant] = tables.without_failed(found)
-    seeds = sorted(set.intersection(*(set(found) for found in records.values())))
-    if metric == "thickness":
-        return _thickness(list(signs), profile, seeds)
-    if not seeds:
+    @property
+    def signs(self) -> Dict[str, int]:
+        """What each variant counts in the difference."""
+        found = {}
+        for (first, *rest), sign in zip(self.sides, (1, -1)):
+            found |= {first: sign, **{variant: -sign for variant in rest}}
+        return found
+
+    @property
+    def paper(self) -> Optional[float]:
+        """The paper's own difference, from the first of its tables that has both rows."""
+        metrics, pair = self.metric.split(" - "), self.text.split(" vs ")
+        for table in tables.known().values():
+            papers = {row.variant: [row.paper[m] for m in metrics] for row in table.rows if {*metrics} <= {*row.paper}}
+            if {*pair} <= {*papers}:
+                first, *rest = np.subtract(*(papers[variant] for variant in pair))
+                return round(float(first - sum(rest)), 1)
         return None
-    terms = [(sign, records[variant]) for variant, sign in signs.items()]
-    difference = np.mean([sum(sign * _value(found[s], metric) for sign, found in terms) for s in seeds])
-    # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
-    compared = sides if " - " in comparison else [list(signs)]
-    same = all(tables.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
-    low, high = (
-        stats.contrast([(sign, tables.resamples(found, metric)) for sign, found in terms]) if same else stats.NONE
-    )
-    return Finding(float(difference), low, high, seeds)
+
+    def find(self, profile: str) -> Optional[Finding]:
+        """What the records say of it, with the seeds that all of its variants have.
+
+        Returns:
+            None where there are no such records, or for ``thickness`` predictions.
+        """
+        records = {}
+        for variant in self.signs:
+            folder = runs.results(profile)
+            made = sorted((folder / "runs").glob(f"{variant}-seed*.json"))
+            seeds = sorted({int(path.stem.split("-seed")[1].split("-")[0]) for path in made})
+            found = {seed: runs.Run(variant, profile, seed).record(folder) for seed in seeds}
+            records[variant] = compare.without_failed(found)
+        seeds = sorted(set.intersection(*(set(found) for found in records.values())))
+        if self.metric == "thickness":
+            return _thickness(list(self.signs), profile, seeds)
+        if not seeds:
+            return None
+        terms = [(sign, records[variant]) for variant, sign in self.signs.items()]
+        values = [sum(sign * compare.value(found[s], self.metric) for sign, found in terms) for s in seeds]
+        # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
+        compared = self.sides if " - " in self.text else [list(self.signs)]
+        same = all(compare.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
+        drawn = [(sign, compare.resamples(found, self.metric)) for sign, found in terms]
+        return Finding(float(np.mean(values)), *(stats.contrast(drawn) if same else stats.NONE), seeds)
 
 
-def _value(record: Dict, metric: str) -> float:
-    parts = [record["metrics"][kind][key] for kind, key in (tables.METRICS[m] for m in metric.split(" - "))]
-    return parts[0] - sum(parts[1:])
+@dataclass(frozen=True)
+class Claim:
+    """One of the paper's claims, and the comparisons that it says go one way."""
+
+    text: str
+    comparisons: Sequence[Comparison]
+
+
+@cache
+def claims() -> List[Claim]:
+    """Those of ``experiments/claims.yaml``."""
+    content = yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text())
+    return [Claim(info["claim"], [Comparison(text, info["metric"]) for text in info["compare"]]) for info in content]
 
 
 def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Optional[Finding]:
@@ -94,32 +125,17 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Optional[
     return Finding(*stats.mean_of_objects(measured), kept)
 
 
-def papers(comparison: str, metric: str) -> Optional[float]:
-    """The paper's own difference, from the first of its tables that has both rows."""
-    pair = comparison.split(" vs ")
-    for number in tables.specs():
-        rows = [row.variant for row in tables.rows(number)]
-        paper = pd.read_csv(EXPERIMENTS / "paper" / tables.spec(number)["paper"])
-        columns = metric.split(" - ")
-        if set(pair) <= set(rows) and set(columns) <= set(paper):
-            ours, base = (paper.loc[rows.index(variant), columns] for variant in pair)
-            first, *rest = ours - base
-            return round(float(first - sum(rest)), 1)
-    return None
-
-
 def to_markdown(profiles: List[str]) -> str:
     """The claims, a comparison a row: the paper's number, and for each profile ours and a verdict."""
     lines = ["| claim | | paper | " + " | ".join(f"`{profile}`" for profile in profiles) + " |"]
     lines.append("|" + " --- |" * (3 + len(profiles)))
-    for info in claims():
-        for k, comparison in enumerate(info["compare"]):
-            paper = papers(comparison, info["metric"])
-            unit = " px" if info["metric"] == "thickness" else ""
-            cells = [info["claim"] if k == 0 else "", comparison.replace("vs", "over")]
-            cells.append("–" if paper is None else f"{paper:+.1f}")
+    for claim in claims():
+        for k, comparison in enumerate(claim.comparisons):
+            unit = " px" if comparison.metric == "thickness" else ""
+            cells = [claim.text if k == 0 else "", comparison.text.replace("vs", "over")]
+            cells.append("–" if comparison.paper is None else f"{comparison.paper:+.1f}")
             for profile in profiles:
-                found = find(comparison, info["metric"], profile)
+                found = comparison.find(profile)
                 cells.append("–" if found is None else _cell(found, unit))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -7,9 +7,12 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from . import config, draw, evaluate, figures, predictions, runs
+from . import config, evaluate, predictions, runs
 from .datasets import Split
-from .datasets.survey import Survey
+from .datasets.check import Survey
+from .figures.examples import shown_images
+from .figures.style import save
+from .figures.training_curves import curves_of
 from .files import write_bytes
 
 EPOCHS = 12  # as often as the paper's schedule shows each image: 90,000 x 16 / 118,000
@@ -159,9 +162,9 @@ def write_page(variant: str, profile: str, seeds: List[int], options: runs.Optio
     wanted = [runs.Run(variant, profile, seed) for seed in seeds]
     predictions.ensure(wanted[:1], options)
     folder = runs.results(profile)
-    curves, _ = figures.training_curves(wanted)
-    draw.save(curves, folder / f"{variant}_curves.png")
-    draw.save(figures.shown_images(wanted[0], SHOWN), folder / f"{variant}_images.png")
+    curves, _ = curves_of(wanted)
+    save(curves, folder / f"{variant}_curves.png")
+    save(shown_images(wanted[0], SHOWN), folder / f"{variant}_images.png")
     parts = [f"# {variant} on {profile}", _ap_table(wanted)]
     parts += [f"![losses and AP during the training]({variant}_curves.png)"]
     parts += [f"![the first test images: truth and what was found]({variant}_images.png)"]

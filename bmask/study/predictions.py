@@ -23,7 +23,7 @@ from ..config import predicts_boundaries
 from ..errors import InputError
 from ..images import read_image
 from . import datasets, evaluate, runs
-from .datasets.check import fingerprint
+from .datasets.coco import fingerprint
 from .datasets.mapper import ImageMapper
 from .files import write_bytes
 
@@ -199,7 +199,7 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
 
 
 def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Images:
-    truth, known = COCO(datasets.check.truth(data.val.json)), fingerprint(data.val.json)
+    truth, known = COCO(datasets.coco.truth(data.val.json)), fingerprint(data.val.json)
     path = runs.results(profile) / "predictions" / "images.npz"
     if path.exists():
         images = _read_images(path.parent)
@@ -249,8 +249,8 @@ def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: s
     boundaries = predicts_boundaries(cfg)
     cfg.MODEL.BOUNDARY_MASK_HEAD.OUTPUT_BOUNDARIES = boundaries
     model = evaluate.load_model(cfg, run.trained_as.folder / "checkpoint.pth")
-    mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.check.truth(data.val.json))
-    coarse = COCO(datasets.check.truth(data.val_coarse.json)) if data.val_coarse else None
+    mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.coco.truth(data.val.json))
+    coarse = COCO(datasets.coco.truth(data.val_coarse.json)) if data.val_coarse else None
     kept, found, annotated, measured = [], [], [], []
     for k, image in enumerate(dataset):
         bar.update()

@@ -6,15 +6,16 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
 import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from . import figures, findings, runs, tables
+from . import figures, findings, items, runs, tables
 from .files import write_bytes
+from .items import Item
 
 SITE = {
     "project": "Boundary-preserving Mask R-CNN: a reproducible study",
@@ -30,18 +31,31 @@ SITE = {
 }
 
 
+def named(name: str) -> Item:
+    """What a reader calls "3", "sobel" or "figure-6". Raises InputError where there is no such table or figure."""
+    number = name.removeprefix(figures.Figure.prefix)
+    return tables.named(name) if number == name else figures.named(number)
+
+
+def wanted(names: List[str], profile: str) -> List[Item]:
+    """The same for several, or for "all": the tables, and the figures that the profile's data can give."""
+    if names != ["all"]:
+        return [named(name) for name in names]
+    return [item for item in (*tables.known().values(), *figures.known().values()) if item.fits(profile)]
+
+
+def made(profile: str) -> Dict[Item, List[int]]:
+    """The tables and figures that have been written to where results are, in their order, and their seeds."""
+    return {named(name): seeds for name, seeds in items.made(profile).items()}
+
+
 def write_page(profile: str) -> Path:
     """Write the ``README.md`` of a profile's results: every table and figure that has been made, with its notebook."""
     folder = runs.results(profile)
     parts = [f"# Results of profile `{profile}`"]
-    for item in tables.made(profile):
-        parts.append(f"## {_title(item)}")
-        for path in written(item, folder):
-            links = [f"[{end}]({p.relative_to(folder)})" for end, p in _others(path)]
-            executed = notebook(item)
-            links += [f"[notebook]({executed})"] if (folder / executed).exists() else []
-            picture = path.with_suffix(".png").relative_to(folder)
-            parts += [*_shown(path, f"![{path.stem}]({picture})"), " · ".join(links)]
+    for item in made(profile):
+        parts.append(f"## {item.heading}")
+        parts += _shown(item, folder, [f"[notebook]({item.notebook})"] if (folder / item.notebook).exists() else [])
     path = folder / "README.md"
     write_bytes(path, ("\n\n".join(parts) + "\n").encode())
     return path
@@ -60,9 +74,8 @@ def differences() -> List[str]:
             path.unlink()
         with runs.as_shipped(anew):
             for profile in tqdm(runs.profiles(anew), desc="made anew", unit="profile"):
-                for item, seeds in tables.made(profile).items():
-                    number = item.removeprefix(figures.PREFIX)
-                    (figures if _is_figure(item) else tables).write(number, profile, seeds)
+                for item, seeds in made(profile).items():
+                    item.write(profile, seeds)
                 write_page(profile)
             findings.write()
         names = {p.relative_to(folder) for folder in (shipped, anew) for p in _derived(folder)}
@@ -180,23 +193,18 @@ links to their configuration, their record and the commit of the code. Each has 
 def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) -> None:
     """The pages of a profile, in MyST Markdown, with what they link to."""
     results, names, notebooks = runs.results(profile), [], []
-    for item, seeds in tables.made(profile).items():
-        name = item if item.startswith("figure") else tables.file_name(item)
-        names.append(name)
-        parts = [f"# {_title(item)}"]
-        for path in written(item, results):
-            places = {end: other.relative_to(results) for end, other in _others(path)}
-            for place in places.values():
-                write_bytes(folder / place, (results / place).read_bytes())
-            links = [f"[{end}]({place})" for end, place in places.items()]
-            parts += [*_shown(path, f"![{path.stem}]({places['png']})"), " · ".join(links)]
-        executed = results / notebook(item)
+    for item, seeds in made(profile).items():
+        names.append(item.stem)
+        parts = [f"# {item.heading}", *_shown(item, results)]
+        for path in (other for written in item.written(results) for other in _beside(written)):
+            write_bytes(folder / path.relative_to(results), path.read_bytes())
+        executed = results / item.notebook
         if executed.exists():
             write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
             notebooks.append(executed.stem)
             parts.append(f"[The notebook, as executed](notebooks/{executed.name})")
         lines = ["| run | configuration | record | commit | device |", "| --- | --- | --- | --- | --- |"]
-        for run in needed(item, profile, seeds):
+        for run in item.runs(profile, seeds):
             record = run.record()
             if record is None:
                 continue
@@ -214,10 +222,10 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
                 f"| {record['device_name']} |"
             )
         parts += ["## Made from", "\n".join(lines)]
-        write_bytes(folder / f"{name}.md", ("\n\n".join(parts) + "\n").encode())
+        write_bytes(folder / f"{item.stem}.md", ("\n\n".join(parts) + "\n").encode())
     pages = "\n".join([*names, *(f"notebooks/{name}" for name in notebooks)])
-    made = "" if runs.PUBLISH else ", made here"
-    text = f"# Profile `{profile}`{made}\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
+    where = "" if runs.PUBLISH else ", made here"
+    text = f"# Profile `{profile}`{where}\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
     write_bytes(folder / "README.md", text.encode())
 
 
@@ -238,42 +246,17 @@ def _toctree(pages: str) -> str:
     return f"```{{toctree}}\n:maxdepth: 2\n\n{pages}\n```\n"
 
 
-def _is_figure(item: str) -> bool:
-    return item.startswith(figures.PREFIX)
+def _shown(item: Item, results: Path, links: Sequence[str] = ()) -> List[str]:
+    """A table or figure on a page in the folder of results, with links to what it is made of."""
+    parts = []
+    for path in item.written(results):
+        places = {other.suffix[1:]: other.relative_to(results) for other in _beside(path)}
+        parts += item.on_page(path, f"![{path.stem}]({places['png']})")
+        parts.append(" · ".join([*(f"[{end}]({place})" for end, place in places.items()), *links]))
+    return parts
 
 
-def _title(item: str) -> str:
-    return figures.title(item.removeprefix(figures.PREFIX)) if _is_figure(item) else tables.title(item)
-
-
-def notebook(item: str) -> str:
-    """The file name of the notebook of a table or figure."""
-    if _is_figure(item):
-        return figures.spec(item.removeprefix(figures.PREFIX))["notebook"]
-    return tables.notebook(item)
-
-
-def needed(item: str, profile: str, seeds: List[int]) -> List[runs.Run]:
-    """The runs of a table or figure."""
-    if _is_figure(item):
-        return figures.figure_runs(item.removeprefix(figures.PREFIX), profile, seeds)
-    return tables.table_runs(item, profile, seeds)
-
-
-def written(item: str, folder: Path) -> List[Path]:
-    """The ``.md`` files of a table or figure in a folder of results."""
-    if _is_figure(item):
-        return figures.captions(item.removeprefix(figures.PREFIX), folder)
-    return [folder / f"{tables.file_name(item)}.md"]
-
-
-def _others(path: Path):
-    """What lies beside a ``.md``: its data and pictures."""
-    beside = ((end, path.with_suffix(f".{end}")) for end in ("csv", "png", "svg"))
-    return [(end, other) for end, other in beside if other.exists()]
-
-
-def _shown(path: Path, picture: str) -> List[str]:
-    """A table without its title, above its picture; a figure above its caption."""
-    text = path.read_text().strip()
-    return [picture, text] if text.startswith("**") else [text.split("\n", 1)[1].strip(), picture]
+def _beside(path: Path) -> List[Path]:
+    """The data and pictures that lie beside a ``.md``."""
+    beside = (path.with_suffix(end) for end in (".csv", ".png", ".svg"))
+    return [other for other in beside if other.exists()]

@@ -13,41 +13,16 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import InputError, stoppable
-from . import (
-    config,
-    cost,
-    datasets,
-    evaluate,
-    figures,
-    findings,
-    launch,
-    predictions,
-    report,
-    runs,
-    submission,
-    tables,
-)
-from .datasets import cityscapes
-from .datasets.check import check_files
+from . import config, datasets, evaluate, findings, launch, report, runs, submission, tables
+from .datasets import cityscapes, coco
 from .files import write_bytes
+from .items import Item
 
 
-def everything(profile: str) -> List[str]:
-    """All tables, and the figures that the profile's data can give, as :func:`reproduce` takes them."""
-    shapes = runs.Run("mask_rcnn", profile, 0).cfg.STUDY.DATASET == "shapes"
-    return [
-        *tables.specs(),
-        *(figures.PREFIX + n for n, info in figures.specs().items() if shapes or "shapes" not in info),
-    ]
-
-
-def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Options) -> bool:
+def reproduce(items: List[Item], profile: str, seeds: List[int], options: runs.Options) -> bool:
     """Carry out what tables and figures need, each run once, and write and print them.
 
     Notebooks are executed where papermill is installed and what they show, or they themselves, have changed.
-
-    Args:
-        items: tables by their number or name, figures alike with ``figure-`` before it.
 
     Returns:
         Whether all runs have metrics. If one has failed, its tables say so, and no figure is drawn and no notebook
@@ -60,7 +35,7 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     whole, written = make(items, profile, seeds, options)
     if whole:
         for item, shown in written.items():
-            _execute(report.notebook(item), shown, profile, seeds)
+            _execute(item.notebook, shown, profile, seeds)
     page = report.write_page(profile)
     findings.write()
     if len(items) > 1:
@@ -72,7 +47,9 @@ def reproduce(items: List[str], profile: str, seeds: List[int], options: runs.Op
     return whole
 
 
-def make(items: List[str], profile: str, seeds: List[int], options: runs.Options) -> Tuple[bool, Dict[str, List[Path]]]:
+def make(
+    items: List[Item], profile: str, seeds: List[int], options: runs.Options
+) -> Tuple[bool, Dict[Item, List[Path]]]:
     """Carry out what tables and figures need, and write them.
 
     Returns:
@@ -81,23 +58,18 @@ def make(items: List[str], profile: str, seeds: List[int], options: runs.Options
     whole = launch.ensure(_wanted(items, profile, seeds), options)
     written = {}
     for item in items:
-        if not item.startswith(figures.PREFIX):
-            if tables.spec(item).get("cost"):
-                cost.ensure(profile, options.here)
-            written[item] = [tables.write(item, profile, seeds)]
-        elif whole:
-            number = item.removeprefix(figures.PREFIX)
-            predictions.ensure(figures.predicted_runs(number, profile, seeds), options.here)
-            written[item] = [path.with_suffix(".md") for path in figures.write(number, profile, seeds)]
+        if whole or item.shows_failed:
+            item.measure(profile, seeds, options.here)
+            written[item] = item.write(profile, seeds)
     return whole, written
 
 
-def show(item: str, profile: str, seeds: str, train: bool, **options) -> List[Path]:
+def show(name: str, profile: str, seeds: str, train: bool, **options) -> List[Path]:
     """What a notebook shows of a table or figure: what was made here, or else what is shipped.
 
     Args:
-        item: as :func:`reproduce` takes them.
-        seeds, options: of the runs, where they are carried out; see :class:`bmask.runs.Options`.
+        name: of the table, or of the figure, with ``figure-`` before its own.
+        seeds, options: of the runs, where they are carried out; see :class:`bmask.study.runs.Options`.
         train: carry out what has not been, and make it here. Where nothing is shipped this is done without being asked.
 
     Returns:
@@ -106,18 +78,19 @@ def show(item: str, profile: str, seeds: str, train: bool, **options) -> List[Pa
     Raises:
         InputError: wrong parameters, or a run has failed.
     """
-    folder = None if train else tables.made_in(item, profile)
+    item = report.named(name)
+    folder = None if train else item.made_in(profile)
     if folder:
-        return report.written(item, folder)
+        return item.written(folder)
     with stoppable():
         whole, written = make([item], profile, config.parse_seeds(seeds), runs.Options(**options))
     if not whole:
-        raise InputError(f"a run that {item} needs has failed, above; see its log in {runs.OUTPUT / 'runs' / profile}")
+        raise InputError(f"a run that {name} needs has failed, above; see its log in {runs.OUTPUT / 'runs' / profile}")
     return written[item]
 
 
-def _wanted(items: List[str], profile: str, seeds: List[int]) -> List[runs.Run]:
-    return list(dict.fromkeys(run for item in items for run in report.needed(item, profile, seeds)))
+def _wanted(items: List[Item], profile: str, seeds: List[int]) -> List[runs.Run]:
+    return list(dict.fromkeys(run for item in items for run in item.runs(profile, seeds)))
 
 
 def plan(wanted: List[runs.Run], options: runs.Options) -> str:
@@ -198,8 +171,10 @@ def submit(server: str, run: runs.Run, options: runs.Options) -> Path:
         test = datasets.Split(folder / "annotations/image_info_test-dev2017.json", folder / "test2017")
         if not test.json.exists():
             raise InputError(f"there is no {test.json}; download it from cocodataset.org, or correct DATA")
-        check_files(test.json, test.images, json.loads(test.json.read_text())["images"])
-        images, category_ids = test.load(), test.category_ids()
+        content = coco.read(test.json, ("images", "categories"))
+        if missing := coco.missing_files(content["images"], test.images):
+            raise InputError(f"{test.json}: {missing}")
+        images, category_ids = test.load(), coco.category_ids(content)
     else:
         images = cityscapes.test_images(datasets.cityscapes_folder(data))
         category_ids = [label.id for label in cityscapes.instance_labels()]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data.samplers import TrainingSampler
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
@@ -216,11 +215,15 @@ def train_loader(cfg: CfgNode, dataset: List[Dict], start: int, part: int, num_p
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dataset = [x for x in dataset if any(not a.get("iscrowd", 0) for a in x["annotations"])]
 
+    def shuffled():
+        """The stream of detectron2's TrainingSampler, which a part of a rank cannot be given its share of."""
+        generator = torch.Generator().manual_seed(cfg.SEED)
+        while True:
+            yield from torch.randperm(len(dataset), generator=generator).tolist()
+
     def batches():
         buckets = ([], [])
-        sampler = TrainingSampler(len(dataset), seed=cfg.SEED)
-        sampler._rank, sampler._world_size = part, num_parts  # it would ask for the process's own
-        for position, index in enumerate(sampler):
+        for position, index in enumerate(itertools.islice(shuffled(), part, None, num_parts)):
             # Wide and tall images are not batched together: that would be padding for the most part.
             wide = cfg.DATALOADER.ASPECT_RATIO_GROUPING and dataset[index]["width"] > dataset[index]["height"]
             bucket = buckets[wide]

@@ -10,7 +10,8 @@ from pycocotools import mask as rle_tools
 
 from ...errors import InputError
 from . import cityscapes, shapes
-from .check import check_coco, fingerprint, read
+from .check import check_coco
+from .coco import category_ids, fingerprint, read
 
 
 class Split(NamedTuple):
@@ -20,13 +21,13 @@ class Split(NamedTuple):
     images: Path
 
     def load(self) -> List[Dict]:
-        """The images in detectron2's dataset format, in the order of their ids, classes counted as in ``category_ids``.
+        """The images in detectron2's dataset format, in the order of their ids.
 
-        As detectron2's own loader, but for the reading of the file (:func:`bmask.datasets.check.read`). Annotations may
-        be missing, as in test sets.
+        As detectron2's own loader, but for the reading of the file (:func:`bmask.study.datasets.coco.read`). Classes
+        are counted in the order of their ids. Annotations may be missing, as in test sets.
         """
         content = read(self.json, ("images", "categories"))
-        classes = {number: k for k, number in enumerate(_category_ids(content))}
+        classes = {number: k for k, number in enumerate(category_ids(content))}
         records = {
             image["id"]: {
                 "file_name": os.path.join(self.images, image["file_name"]),
@@ -54,13 +55,9 @@ class Split(NamedTuple):
             )
         return list(records.values())
 
-    def category_ids(self) -> List[int]:
-        """The file's category id of each class."""
-        return _category_ids(read(self.json, ("images", "categories")))
-
 
 class Data(NamedTuple):
-    """Both splits, and 16 hexadecimal digits that stand for the contents of their files.
+    """Both splits, 16 hexadecimal digits that stand for the contents of their files, and ``val``'s id of each class.
 
     Where training is on coarse annotations, ``val_coarse`` is ``val`` annotated alike.
     """
@@ -68,6 +65,7 @@ class Data(NamedTuple):
     train: Split
     val: Split
     fingerprint: str
+    category_ids: List[int]
     val_coarse: Optional[Split] = None
 
 
@@ -83,7 +81,8 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
     Args:
         cfg: a resolved configuration.
         data: the folder of the data set; by default ``$DETECTRON2_DATASETS/coco`` for COCO, ``.../cityscapes`` for
-            Cityscapes, and ``output/data/nuclei`` for nuclei. The embedded shapes are under ``output/data``, always.
+            Cityscapes, and ``output/data/NAME`` for what is prepared. The embedded shapes are under ``output/data``,
+            always.
         output: the folder that everything is written under.
 
     Raises:
@@ -116,8 +115,9 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
             "train": Split(Path(own.TRAIN_JSON), Path(own.TRAIN_IMAGES)),
             "val": Split(Path(own.VAL_JSON), Path(own.VAL_IMAGES)),
         }
-    if name == "nuclei":
-        folder = _existing(data or output / "data/nuclei", "`python -m bmask prepare-nuclei` makes one")
+    if name in ("nuclei", "coco_person"):
+        command = f"`python -m bmask prepare-{name.replace('_', '-')}`"
+        folder = _existing(data or output / "data" / name, f"{command} makes one")
         return {s: Split(folder / f"instances_{s}.json", folder / "images") for s in ("train", "val")}
     if name == "coco":
         folder = coco_folder(data)
@@ -130,7 +130,7 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
             s: Split(output / "data" / f"cityscapes-{place}" / f"instances_{s}.json", folder / "leftImg8bit" / s)
             for s in ("train", "val")
         }
-    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco, cityscapes and own")
+    raise InputError(f"STUDY.DATASET is {name!r}: known are shapes, nuclei, coco_person, coco, cityscapes and own")
 
 
 def coco_folder(data: Optional[Path]) -> Path:
@@ -156,7 +156,7 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
     """Make (the embedded shapes), convert (Cityscapes) and check the configured data.
 
     Raises:
-        InputError: something is wrong with the data; see :func:`bmask.datasets.check.check_coco`.
+        InputError: something is wrong with the data; see :func:`bmask.study.datasets.check.check_coco`.
     """
     splits = locate(cfg, data, output)
     if cfg.STUDY.DATASET == "shapes":
@@ -173,18 +173,17 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
                 shapes.coarsen(shapes_folder(cfg, output), name, options.COARSENESS)
     if cfg.STUDY.DATASET == "cityscapes":
         cityscapes.convert(cityscapes_folder(data), splits["val"].json.parent)
-    for split in splits.values():
+    ids = {}
+    for name, split in splits.items():
         content = check_coco(split.json, split.images, drop_zero_area=cfg.STUDY.DROP_ZERO_AREA)
         if len(content["categories"]) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise InputError(
                 f"{split.json} has {len(content['categories'])} categories, but the profile expects "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES in the profile"
             )
-    return Data(**splits, fingerprint=fingerprint(splits["train"].json, splits["val"].json))
-
-
-def _category_ids(content: Dict) -> List[int]:
-    return sorted(category["id"] for category in content["categories"])
+        ids[name] = category_ids(content)
+    files = fingerprint(splits["train"].json, splits["val"].json)
+    return Data(**splits, fingerprint=files, category_ids=ids["val"])
 
 
 def _existing(folder: Path, hint: str) -> Path:

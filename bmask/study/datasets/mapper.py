@@ -47,7 +47,7 @@ class ImageMapper(DatasetMapper):
         image = augmented.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train:
-            self._transform_annotations(record, transforms, image.shape[:2])
+            self._transform_annotations(record, transforms, image.shape[:2])  # detectron2's, for its subclasses
         else:
             record.pop("annotations", None)
         return record

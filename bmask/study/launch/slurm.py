@@ -96,19 +96,14 @@ class Slurm:
             "open-mode": "append",
         }
         executor = submitit.SlurmExecutor(folder, max_num_timeout=1000)
-        known = executor._valid_parameters() - {
-            "additional_parameters",
-            "srun_args",
-            "stderr_to_stdout",
-            "use_srun",
-        }
-        others = {key: given.pop(key) for key in set(given) - known}
+        # What submitit itself reads; it hands all others to sbatch as they are.
+        own = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "signal_delay_s")
         executor.update_parameters(
-            **{"job_name": run.name, **given},
+            **{key: given.pop(key) for key in own if key in given},
             setup=setup,
             srun_args=[f"--{key}={value}" for key, value in srun.items()],
             stderr_to_stdout=True,
-            additional_parameters={"requeue": True, **others},
+            additional_parameters={"job_name": run.name, "requeue": True, **given},
         )
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # said again by the exception

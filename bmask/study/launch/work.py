@@ -167,11 +167,12 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     total = cfg.SOLVER.MAX_ITER
     trained_as = run.trained_as
     images, max_dets = data.val.load(), cfg.TEST.DETECTIONS_PER_IMAGE
-    category_ids = data.val.category_ids()
 
     def detect(model, iteration):
         phase = f"iteration {iteration}/{total}, evaluating" if iteration < total else "evaluating"
-        return evaluate.detect(cfg, model, images, category_ids, lambda i, n: report(f"{phase} {i}/{n}", iteration))
+        return evaluate.detect(
+            cfg, model, images, data.category_ids, lambda i, n: report(f"{phase} {i}/{n}", iteration)
+        )
 
     def validate(model, iteration):
         detections, _ = detect(model, iteration)

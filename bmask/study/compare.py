@@ -1,0 +1,91 @@
+"""Models compared by their records: a metric, its draws of test images, and the interval of a difference."""
+
+from typing import Dict, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..errors import InputError
+from . import stats
+from .runs import Run
+
+# The paper's columns, as fields of a record's metrics. Its AP^b is the AP of boxes, not of boundaries.
+METRICS = {
+    "AP": ("segm", "AP"),
+    "AP50": ("segm", "AP50"),
+    "AP75": ("segm", "AP75"),
+    "APS": ("segm", "APs"),
+    "APM": ("segm", "APm"),
+    "APL": ("segm", "APl"),
+    "APb": ("bbox", "AP"),
+    "APb50": ("bbox", "AP50"),
+    "APb75": ("bbox", "AP75"),
+    "AP_val": ("segm", "AP"),
+    "AP75_val": ("segm", "AP75"),
+    "AP_cityscapes": ("cityscapes", "AP"),
+    # measured with coarse annotations as truth (Section 4.4)
+    "AP_coarse": ("segm_coarse", "AP"),
+    "AP75_coarse": ("segm_coarse", "AP75"),
+}
+
+
+def records(shown: Sequence[Run]) -> Dict[str, Dict[int, Dict]]:
+    """The records of runs, by variant and seed. Raises InputError where one is missing or of a failed run."""
+    found = {}
+    for run in shown:
+        record = run.record()
+        if record is None:
+            raise InputError(
+                f"{run.name} has not been run; `python -m bmask run --variant {run.variant} --profile {run.profile} "
+                f"--seeds {run.seed}` does it"
+            )
+        if "failed" in record:
+            raise InputError(f"{run.name} has failed ({record['failed']}); there is nothing to draw")
+        found.setdefault(run.variant, {})[run.seed] = record
+    return found
+
+
+def without_failed(by_seed: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
+    """The records with metrics, by seed."""
+    return {seed: record for seed, record in by_seed.items() if record and "failed" not in record}
+
+
+def same_data(compared: Sequence[Dict]) -> bool:
+    """Whether all of the records are of runs with the same data."""
+    return len({record.get("data_fingerprint") for record in compared}) <= 1
+
+
+def value(record: Dict, metric: str) -> float:
+    """A metric of a record, or the difference of two, such as "AP75 - AP50"; NaN where there is none."""
+    first, *rest = (record["metrics"].get(kind, {}).get(key) for kind, key in _fields(metric))
+    return float("nan") if first is None or None in rest else first - sum(rest)
+
+
+def resamples(by_seed: Dict[int, Dict], metric: str) -> Dict[int, Optional[np.ndarray]]:
+    """The same on the draws of test images that records hold, by seed; None where there are none."""
+
+    def drawn(record):
+        parts = [record["metrics"].get(kind, {}).get("bootstrap", {}).get(key) for kind, key in _fields(metric)]
+        if any(part is None for part in parts):
+            return None
+        first, *rest = np.array(parts, dtype=float)
+        return first - sum(rest)
+
+    return {seed: drawn(record) for seed, record in by_seed.items()}
+
+
+def _fields(metric: str) -> Sequence[Tuple[str, str]]:
+    return [METRICS[part] for part in metric.split(" - ")]
+
+
+def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple[float, float]:
+    """The interval of the difference of two models, from their records by seed; see :func:`bmask.study.stats.contrast`.
+
+    Args:
+        metric: as :func:`value` takes it.
+
+    Returns:
+        Its ends in AP points; two NaN where the models are one, or records without resamples or of other data.
+    """
+    if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)]):
+        return stats.NONE
+    return stats.contrast([(1, resamples(ours, metric)), (-1, resamples(base, metric))])
