@@ -4,15 +4,26 @@
 adds their configuration keys.
 """
 
+import importlib
 import warnings
 
-with warnings.catch_warnings():
-    # detectron2's imports use what is deprecated: nothing that a reader can mend.
-    warnings.simplefilter("ignore")
-    from . import backbones  # noqa: F401  registers them
-    from .ablations import MaskScoringHead, SobelMaskHead
-    from .config import add_bmask_config
-    from .head import BoundaryPreservingHead
-    from .predictor import Predictor
+# Of detectron2's imports: nothing that a reader can mend.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
 
-__all__ = ["BoundaryPreservingHead", "MaskScoringHead", "Predictor", "SobelMaskHead", "add_bmask_config"]
+_HOMES = {
+    "BoundaryPreservingHead": "head",
+    "MaskScoringHead": "ablations",
+    "Predictor": "predictor",
+    "SobelMaskHead": "ablations",
+    "add_bmask_config": "config",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    # detectron2 takes seconds to import, which `python -m bmask --help` has no use for.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module(".released", __name__)  # registers every head and backbone
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

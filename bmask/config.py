@@ -6,6 +6,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.projects.point_rend import add_pointrend_config
 
+from . import backbones  # noqa: F401  registers them
 from .ablations import FusionBlocksHead, RefinedMasksHead, SobelMaskHead
 from .errors import InputError, one_line
 from .head import BoundaryPreservingHead
