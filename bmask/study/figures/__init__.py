@@ -18,7 +18,7 @@ from ..files import write_bytes
 from ..items import Item
 from ..runs import Options, Run
 from . import ap_curves, boundary_losses, coarse_annotations, examples, roi_features, sobel, training_curves
-from .style import Drawn, save
+from .style import Drawn, save_beside
 
 FILES = {
     "1": ap_curves,
@@ -75,8 +75,7 @@ class Figure(Item):
         for name, (drawing, caption) in self.draw(shown, self.predicted(profile, seeds)).items():
             paths.append(runs.results(profile) / "figures" / f"{name}.md")
             write_bytes(paths[-1], f"**{self.heading}.** {caption} {_setting(shown, profile, seeds)}\n".encode())
-            for suffix in (".png", ".svg"):
-                save(drawing, paths[-1].with_suffix(suffix))
+            save_beside(drawing, paths[-1])
         self.note_made(profile, seeds)
         return paths
 
