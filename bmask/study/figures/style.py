@@ -166,6 +166,6 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def save_beside(figure: Figure, caption: Path) -> None:
-    """Write a figure beside its ``.md`` as ``.png`` and, unless it shows pictures, which are pixels anyway, ``.svg``."""
+    """Write a figure beside its ``.md`` as ``.png`` and, unless it shows pictures, as ``.svg``."""
     for suffix in (".png",) if any(panel.images for panel in figure.axes) else (".png", ".svg"):
         save(figure, caption.with_suffix(suffix))
