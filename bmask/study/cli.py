@@ -245,7 +245,7 @@ def _predictions(options) -> int:
     wanted = [runs.Run(options.variant, options.profile, s) for s in config.parse_seeds(options.seeds)]
     if not launch.ensure(wanted, _options(options)):
         return 1
-    predictions.ensure(wanted, _options(options).here)
+    predictions.ensure(dict.fromkeys(wanted, predictions.PARTS), _options(options).here)
 
 
 def _report(options) -> int:

@@ -21,7 +21,7 @@ def boundary_losses(profile: str) -> widgets.Widget:
     seed = tables.made(profile, folder)["figure-6"][0]
     # Of runs that were made here for a table alone no predictions have been kept: those of the figure count.
     with runs.as_shipped() if folder == runs.shipped(profile) else nullcontext():
-        images, kept = figures.loss_predictions(profile, [seed])
+        images, kept = figures.kept_predictions("6", profile, [seed])
     image = widgets.IntSlider(0, 0, len(images.pictures) - 1, description="image")
     place = widgets.IntSlider(0, 0, 0, description="object")
     confidence = widgets.FloatSlider(0.9, min=0.55, max=0.95, step=0.05, description="confidence")
@@ -35,7 +35,7 @@ def boundary_losses(profile: str) -> widgets.Widget:
         n = int(inside[place.value])
         shown = draw.Panel(images.pictures[image.value], [(images.masks[n], draw.TRUTH)])
         context.value = draw.rendered(draw.pictures({"": {"": shown}}, side=2.0))
-        maps = figures.loss_panels(images, {v: found[seed] for v, found in kept.items()}, n)
+        maps = figures.loss_panels(images, {variant: found for (variant, _), found in kept.items()}, n)
         row.value = draw.rendered(draw.pictures({"": maps}, side=1.2))
         surface.value = draw.rendered(draw.loss_surface(images.roi_boundaries[n], confidence.value))
 

@@ -76,11 +76,19 @@ def figure_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
     return [runs.Run(variant, profile, seed) for variant, seed in product(variants(number, profile), seeds)]
 
 
-def predicted_runs(number: str, profile: str, seeds: List[int]) -> List[runs.Run]:
-    """Those of them whose predictions it needs."""
+def predicted_runs(number: str, profile: str, seeds: List[int]) -> Dict[runs.Run, List[str]]:
+    """Those of them whose predictions it needs, and which parts of these."""
     info = spec(number)
-    seeds = seeds if info.get("all_seeds") else seeds[:1]
-    return [runs.Run(variant, profile, seed) for variant, seed in product(info.get("predictions", []), seeds)]
+    parts = {seeds[0]: info.get("parts", [])}
+    parts |= {seed: info["further_seeds"] for seed in seeds[1:] if "further_seeds" in info}
+    return {runs.Run(v, profile, seed): parts[seed] for v, seed in product(info.get("predictions", []), parts)}
+
+
+def kept_predictions(number: str, profile: str, seeds: List[int]) -> Tuple[Images, Dict[Tuple[str, int], Predictions]]:
+    """The images of a figure, and what its models predict for them, by variant and seed."""
+    wanted = predicted_runs(number, profile, seeds)
+    found = {(run.variant, run.seed): predictions.load(run, parts) for run, parts in wanted.items()}
+    return predictions.load_images(list(wanted)), found
 
 
 def write(number: str, profile: str, seeds: List[int]) -> List[Path]:
@@ -171,8 +179,8 @@ def _interval(low: float, high: float) -> str:
 
 def _examples(profile: str, seeds: List[int]) -> Drawn:
     """Figs. 2, 3 and 8."""
-    images = predictions.load_images(predicted_runs("2", profile, seeds))
-    found = {v: predictions.load(runs.Run(v, profile, seeds[0])) for v in ("mask_rcnn", "bmask_rcnn")}
+    images, found = kept_predictions("2", profile, seeds)
+    found = {variant: p for (variant, _), p in found.items()}
     pasted = {v: [_pasted(p, images, k) for k in range(len(images.pictures))] for v, p in found.items()}
     ious = {v: _best_ious(images, found[v], pasted[v]) for v in found}
     change = pd.Series(ious["bmask_rcnn"] - ious["mask_rcnn"])
@@ -212,7 +220,7 @@ def _examples(profile: str, seeds: List[int]) -> Drawn:
 
 def shown_images(run: runs.Run, count: int) -> Figure:
     """The first test images with their truth, and what a run finds in them and where it sees boundaries."""
-    images, found = predictions.load_images([run]), predictions.load(run)
+    images, found = predictions.load_images([run]), predictions.load(run, ["found"])
     rows = {}
     for k in range(min(count, len(images.pictures))):
         picture, inside = images.pictures[k], np.flatnonzero(images.image_of == k)
@@ -220,7 +228,7 @@ def shown_images(run: runs.Run, count: int) -> Figure:
             "ground truth": Panel(picture, [(images.masks[n], TRUTH) for n in inside]),
             run.variant: Panel(picture, [(mask, draw.OURS) for mask in _pasted(found, images, k)]),
         }
-        if found.boundaries is not None:
+        if found.found_boundaries is not None:
             rows[f"image {k + 1}"]["boundaries"] = Panel(_boundaries(found, images, k))
     return draw.pictures(rows, side=1.8)
 
@@ -258,7 +266,7 @@ def _iou(one: np.ndarray, other: np.ndarray) -> float:
 
 def _roi_features(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 5."""
-    images = predictions.load_images(predicted_runs("5", profile, seeds))
+    images, _ = kept_predictions("5", profile, seeds)
     strategies = {v: runs.Run(v, profile, seeds[0]).cfg for v in variants("5", profile)}
     levels = {v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()}
     spread = [len(set(levels["bmask_rcnn_p2p5_14"][k])) for k in range(len(images.pictures))]
@@ -331,8 +339,9 @@ def _sampled(picture: np.ndarray, box: np.ndarray, stride: float, side: int) -> 
 
 def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 6."""
-    images, kept = loss_predictions(profile, seeds)
-    kinds, first = list(kept), {v: by_seed[seeds[0]] for v, by_seed in kept.items()}
+    images, found = kept_predictions("6", profile, seeds)
+    kinds = variants("6", profile)
+    first = {v: found[v, seeds[0]] for v in kinds}
     shown = _quantiles(_areas(images), (0.2, 0.4, 0.6, 0.8))
     rows = {words: loss_panels(images, first, n) for words, n in shown}
     caption = (
@@ -344,10 +353,11 @@ def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
 
     lines = []
     for measure, v in product(("thickness", "precision", "recall"), kinds):
-        found = stats.mean_of_objects([(p.quality["image"], p.quality[measure]) for p in kept[v].values()])
-        lines.append({"variant": v, "measure": measure, **dict(zip(("mean", "low", "high"), found))})
+        measured = [found[v, s].quality for s in seeds]
+        ends = stats.mean_of_objects([(quality["image"], quality[measure]) for quality in measured])
+        lines.append({"variant": v, "measure": measure, **dict(zip(("mean", "low", "high"), ends))})
     frame = pd.DataFrame(lines)
-    calibrations = {v: sum(p.calibration for p in kept[v].values()) for v in kinds}
+    calibrations = {v: sum(found[v, s].calibration for s in seeds) for v in kinds}
     names = {v: LOSSES[v] for v in kinds}
     thickness = frame[frame["measure"] == "thickness"].set_index("variant")["mean"]
     means = ", ".join(f"{LOSSES[v]} {thickness[v]:.2f}".replace("nan", "–") for v in kinds)
@@ -371,12 +381,6 @@ def _boundary_losses(profile: str, seeds: List[int]) -> Drawn:
     )
     drawn["figure6_surface"] = (draw.loss_surface(images.roi_boundaries[n]), caption)
     return drawn
-
-
-def loss_predictions(profile: str, seeds: List[int]) -> Tuple[Images, Dict[str, Dict[int, Predictions]]]:
-    """The images of Fig. 6, and what its models predict, by variant and seed."""
-    images = predictions.load_images(predicted_runs("6", profile, seeds))
-    return images, {v: {s: predictions.load(runs.Run(v, profile, s)) for s in seeds} for v in variants("6", profile)}
 
 
 def loss_panels(images: Images, found: Dict[str, Predictions], n: int) -> Dict[str, Panel]:
@@ -444,8 +448,8 @@ def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
     )
     drawn = {"figure7a": (draw.coarseness(frame), caption)}
 
-    images = predictions.load_images(predicted_runs("7a", profile, seeds))
-    found = predictions.load(*predicted_runs("7a", profile, seeds))
+    images, found = kept_predictions("7a", profile, seeds)
+    (found,) = found.values()
     ious = np.array([_iou(a, m) for a, m in zip(found.annotated, images.roi_masks)])
     rows = {}
     for words, n in _quantiles(ious, (0.1, 0.5, 0.9)):
@@ -474,8 +478,8 @@ def _coarse_annotations(profile: str, seeds: List[int]) -> Drawn:
 
 def _sobel(profile: str, seeds: List[int]) -> Drawn:
     """Fig. 7b."""
-    images = predictions.load_images(predicted_runs("7b", profile, seeds))
-    found = predictions.load(*predicted_runs("7b", profile, seeds))
+    images, found = kept_predictions("7b", profile, seeds)
+    (found,) = found.values()
     ious = np.array([_iou(mask > 0.5, truth) for mask, truth in zip(found.masks, images.roi_masks)])
     rows = {}
     for words, n in _quantiles(ious, (0.1, 0.5, 0.9)):
@@ -511,19 +515,18 @@ def training_curves(shown: List[runs.Run]) -> Tuple[Figure, str]:
     losses, precisions = [], []
     for variant, seed in product(names, seeds):
         record = records[variant][seed]
-        for looked in record["losses"]:
-            where = {"variant": variant, "seed": seed, "iteration": looked["iteration"]}
-            for term, value in looked.items():
-                if term != "iteration":
-                    panel = term.removeprefix("loss_").replace("_", " ") + " loss"
-                    losses.append({**where, "panel": panel, "value": value})
-        last = {"iteration": record["losses"][-1]["iteration"], **record["metrics"]}
+        iterations = record["losses"]["iteration"]
+        for term, values in record["losses"].items():
+            where = {"variant": variant, "seed": seed, "panel": term.removeprefix("loss_").replace("_", " ") + " loss"}
+            if term != "iteration":
+                losses += [{**where, "iteration": i, "value": value} for i, value in zip(iterations, values)]
+        last = {"iteration": iterations[-1], **record["metrics"]}
         for looked in [*record.get("validation", []), last]:
             where = {"variant": variant, "seed": seed, "iteration": looked["iteration"]}
             for kind, panel in (("segm", "mask AP"), ("bbox", "box AP")):
                 precisions.append({**where, "panel": panel, "value": looked[kind]["AP"]})
     caption = (
-        f"Losses, each the mean over {records[names[0]][seeds[0]]['losses'][0]['iteration']} iterations, and AP "
+        f"Losses, each the mean over {records[names[0]][seeds[0]]['losses']['iteration'][0]} iterations, and AP "
         "on the test images. Bands go from the lowest to the highest seed."
     )
     return draw.training_curves(pd.DataFrame(losses + precisions), draw.colours(names)), caption
