@@ -172,3 +172,11 @@ def test_make_hands_on_each_variable_as_one_argument(tmp_path, value):
         flags = [flag for flag in names.values() if any(a.startswith(f"--{flag}=") for a in arguments)]
         assert "profile" in flags and len(flags) == (4 if value else 3) - (target == "reproduce-table-3")
         assert {f"--{flag}={value}" for flag in flags} <= set(arguments)
+
+
+@pytest.mark.parametrize("variant", config.available("variant"))
+def test_the_text_of_a_configuration_is_what_differs_from_the_defaults_and_gives_it_back(variant):
+    cfg = config.resolve(variant, "paper")
+    text = config.to_text(cfg)
+    assert "BASE_LR: 0.02" in text and "CUDNN_BENCHMARK" not in text
+    assert {**from_text(text), "STUDY": cfg.STUDY} == cfg

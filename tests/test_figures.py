@@ -29,7 +29,7 @@ def publish(variant, seed, ap, gain_at_75=0.0, spread=0.1, **more):
     record = {
         "variant": variant,
         "data_fingerprint": "data",
-        "losses": [{"iteration": i, "loss_mask": 1 / i, "loss_cls": 2 / i} for i in range(1, 7)],
+        "losses": {"iteration": [*range(1, 7)], **{f"loss_{x}": [1 / i for i in range(1, 7)] for x in ("mask", "cls")}},
         "validation": [looked],
         "metrics": {kind: metrics for kind in ("segm", "bbox", "boundary", "segm_coarse")},
         **more,
@@ -141,7 +141,7 @@ def pictured(monkeypatch):
         "bmask_rcnn_dice": truth.roll(1, dims=2),
     }
 
-    def load(run):
+    def load(run, parts):
         found = boundaries.get(run.variant, truth)
         first = run.variant == "mask_rcnn"  # finds the objects of the first picture alone
         here = images.image_of == 0 if first else np.ones(6, bool)

@@ -86,7 +86,7 @@ def test_thickness_is_paired_over_objects(output, monkeypatch):
     image = np.repeat(np.arange(20), 5)
     thin = np.random.default_rng(0).uniform(1, 3, 100)
 
-    def load(run):
+    def load(run, parts):
         thick = 0.5 if run.variant == "bmask_rcnn_weighted_bce" else 0
         return type("Kept", (), {"quality": {"image": image, "thickness": thin + thick}})
 

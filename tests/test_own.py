@@ -116,7 +116,7 @@ def test_a_very_short_training_is_one(pair, iterations):
     own.write_profile("short", *pair, device="cpu", iterations=iterations)
     run = runs.Run("bmask_rcnn", "short", 0)
     assert work.work(run, runs.Options(device="cpu")) == 0
-    assert run.record()["losses"][-1]["iteration"] == iterations
+    assert run.record()["losses"]["iteration"][-1] == iterations
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,7 @@ def test_wrong_input_is_one_sentence(made, tmp_path):
     with pytest.raises(InputError, match="give one with --config"):
         package.Predictor(tmp_path / "checkpoint.pth")
     record = json.loads(made[1].with_name("record.json").read_text())
-    record["config"] = record["config"].replace("SUPERVISION: boundary", "SUPERVISION: mask")
+    record["config"] = record["config"].replace("MODEL:", "MODEL:\n  BOUNDARY_MASK_HEAD: {SUPERVISION: mask}")
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="has not learned boundaries"):
         package.Predictor(tmp_path / "checkpoint.pth", device="cpu", boundaries=True)

@@ -194,7 +194,7 @@ def test_table_3_survives_a_preemption_and_the_end_of_who_waits_for_it(slurm, ou
     assert status == 0, err
     assert "runs done: 100%" in err and len(wanted) == 5
     for run in wanted:
-        assert run.record()["metrics"]["segm"]["AP"] >= 0 and len(run.record()["losses"]) == 6
+        assert run.record()["metrics"]["segm"]["AP"] >= 0 and len(run.record()["losses"]["iteration"]) == 6
         # No run was submitted twice: the second command took up the jobs of the first.
         assert len(list((run.folder / "slurm").glob("[0-9]*_submission.sh"))) == 1
     log = (preempted.folder / "log.txt").read_text()

@@ -210,7 +210,7 @@ def _predictions(*, variant: Variant, on: Setup = Setup(), how: How = How()):
     wanted = [runs.Run(variant, on.profile, seed) for seed in config.parse_seeds(how.seeds)]
     if not launch.ensure(wanted, how.options(on.data)):
         return 1
-    predictions.ensure(wanted, how.options(on.data).here)
+    predictions.ensure(dict.fromkeys(wanted, predictions.PARTS), how.options(on.data).here)
 
 
 def _report(*, out: Out = None):

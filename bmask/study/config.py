@@ -1,6 +1,7 @@
 """The keys of the study, and how a variant, a profile and a seed become one resolved configuration."""
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -173,14 +174,25 @@ def identity(cfg: CN) -> str:
 
     Keys at their defaults do not count, so a key that is added later leaves the runs that do not use it alone.
     """
-    defaults, flat = _flat(_defaults()), _flat(cfg)
-    flat["MODEL.ROI_MASK_HEAD.NAME"] = FORMER_HEADS.get(cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.ROI_MASK_HEAD.NAME)
-    chosen = {
-        key: value
-        for key, value in flat.items()
-        if key not in NOT_IDENTITY and (key not in defaults or value != defaults[key])
-    }
+    chosen = {key: value for key, value in _chosen(cfg).items() if key not in NOT_IDENTITY}
+    if cfg.MODEL.ROI_MASK_HEAD.NAME in FORMER_HEADS:
+        chosen["MODEL.ROI_MASK_HEAD.NAME"] = FORMER_HEADS[cfg.MODEL.ROI_MASK_HEAD.NAME]
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def to_text(cfg: CN) -> str:
+    """The keys of ``cfg`` that are not at their defaults, as YAML, for :func:`bmask.config.from_text`."""
+    nested = {}
+    for key, value in _chosen(cfg).items():
+        *above, name = key.split(".")
+        functools.reduce(lambda node, part: node.setdefault(part, {}), above, nested)[name] = value
+    return yaml.safe_dump(nested, default_flow_style=None)
+
+
+def _chosen(cfg: CN) -> Dict[str, Any]:
+    """The keys that are not at their defaults, as {"A.B": value}."""
+    defaults = _flat(_defaults())
+    return {key: value for key, value in _flat(cfg).items() if key not in defaults or value != defaults[key]}
 
 
 def _defaults() -> CN:

@@ -115,7 +115,9 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Optional[
     measured, kept = [], []
     for seed in seeds:
         try:
-            one, other = (predictions.load(runs.Run(variant, profile, seed)).quality for variant in variants)
+            one, other = (
+                predictions.load(runs.Run(variant, profile, seed), ["quality"]).quality for variant in variants
+            )
         except InputError:
             continue
         kept.append(seed)

@@ -57,10 +57,6 @@ class Item(ABC):
     def runs(self, profile: str, seeds: List[int]) -> List[Run]:
         """The runs that it needs."""
 
-    def predicted(self, profile: str, seeds: List[int]) -> List[Run]:
-        """Those of them whose predictions it needs."""
-        return []
-
     @abstractmethod
     def measure(self, profile: str, seeds: List[int], options: Options) -> None:
         """Make sure of what it needs beside the records of its runs."""

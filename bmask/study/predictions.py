@@ -1,15 +1,15 @@
 """What the models of finished runs predict, stored small for the figures, and tied to the runs' records.
 
-The first validation images, with their objects, are in ``predictions/images.npz`` beside the records; what a run
-predicts for them is in ``<run>.npz`` beside it. With the truth's boxes given, every model is asked about the same RoIs.
+The first validation images, with their objects, are in ``predictions/pictures.npz`` beside the records; what a run
+predicts for them is in ``<run>.npz`` beside it, as far as a figure needs it. With the truth's boxes given, every model
+is asked about the same RoIs.
 """
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Collection, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
@@ -25,11 +25,16 @@ from ..images import read_image
 from . import datasets, evaluate, runs
 from .datasets.coco import fingerprint
 from .datasets.mapper import ImageMapper
-from .files import write_bytes
+from .files import npz, write_bytes
 
 MAX_IMAGES, MAX_OBJECTS = 24, 150  # the first images, as long as they have no more objects
 MIN_SCORE = 0.3  # detections below are not kept
 SIDE = 28  # of the RoIs, in pixels
+# What can be kept of a run. Masks and boundaries: in the true boxes. Quality: of the boundaries, with the calibration.
+PARTS = ("masks", "boundaries", "found", "quality")
+IMAGES = "pictures.npz"
+# Levels of the probabilities in each map. Two thirds of the bytes of 256; but by what is found Fig. 2 chooses its rows.
+LEVELS = {"masks": 64, "boundaries": 64, "found_masks": 256, "found_boundaries": 64}
 
 
 @dataclass(frozen=True)
@@ -57,25 +62,25 @@ class Images:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one run predicts. Probabilities are float16, in steps of 1/256; boundaries are None for a head without.
+    """What one run predicts; None for parts that have not been kept, and for boundaries of a head without.
 
     masks, boundaries: (N, 28, 28), in the boxes of the objects of :class:`Images`. annotated: (N, 28, 28), bool, for a
     run that is trained on coarse annotations, the coarse masks of these objects. found_*: its D detections in these
     images, ``found_in`` (D,) says in which. quality: for the M objects of all validation images, by name of the measure
-    (see :func:`bmask.evaluate.boundary_quality`), and ``image`` that they are in. calibration: see
-    :func:`bmask.evaluate.calibration`.
+    (see :func:`bmask.study.evaluate.boundary_quality`), and ``image`` that they are in. calibration: see
+    :func:`bmask.study.evaluate.calibration`. Probabilities are rounded to :data:`LEVELS`, never across 0.5.
     """
 
-    masks: np.ndarray
-    boundaries: Optional[np.ndarray]
-    annotated: Optional[np.ndarray]
-    found_in: np.ndarray
-    found_boxes: np.ndarray
-    found_classes: np.ndarray
-    found_masks: np.ndarray
-    found_boundaries: Optional[np.ndarray]
-    quality: Optional[Dict[str, np.ndarray]]
-    calibration: Optional[np.ndarray]
+    masks: Optional[np.ndarray] = None
+    boundaries: Optional[np.ndarray] = None
+    annotated: Optional[np.ndarray] = None
+    found_in: Optional[np.ndarray] = None
+    found_boxes: Optional[np.ndarray] = None
+    found_classes: Optional[np.ndarray] = None
+    found_masks: Optional[np.ndarray] = None
+    found_boundaries: Optional[np.ndarray] = None
+    quality: Optional[Dict[str, np.ndarray]] = None
+    calibration: Optional[np.ndarray] = None
 
 
 def load_images(shown: Sequence[runs.Run]) -> Images:
@@ -85,8 +90,7 @@ def load_images(shown: Sequence[runs.Run]) -> Images:
         InputError: they have not been kept, or are not the same for all of the runs.
     """
     for run in shown:
-        if not _kept(run):
-            raise _not_kept(run)
+        _check_kept(run)
     images = [_read_images(folder) for folder in sorted({_path(run).parent for run in shown})]
     if len({x.fingerprint for x in images}) > 1:
         raise InputError(
@@ -97,16 +101,14 @@ def load_images(shown: Sequence[runs.Run]) -> Images:
 
 
 def _read_images(folder: Path) -> Images:
-    with np.load(folder / "images.npz") as stored:
+    with np.load(folder / IMAGES) as stored:
         meta = json.loads(str(stored["meta"]))
         pictures = [_decoded(stored[f"picture{k}"]) for k in range(meta["pictures"])]
         image_of = stored["image_of"]
-        masks = [
-            np.unpackbits(stored[f"mask{n}"], count=pictures[k].shape[0] * pictures[k].shape[1])
-            .reshape(pictures[k].shape[:2])
-            .astype(bool)
-            for n, k in enumerate(image_of)
-        ]
+        shapes = [pictures[k].shape[:2] for k in image_of]
+        ends = np.cumsum([height * width for height, width in shapes])
+        pixels = np.unpackbits(stored["masks"]).astype(bool)
+        masks = [part.reshape(shape) for part, shape in zip(np.split(pixels, ends), shapes)]
         return Images(
             pictures,
             masks,
@@ -118,51 +120,68 @@ def _read_images(folder: Path) -> Images:
         )
 
 
-def load(run: runs.Run) -> Predictions:
-    """What a run predicts. Raises InputError where it has not been kept, or belongs to another training or data."""
-    if not _kept(run):
-        raise _not_kept(run)
+def load(run: runs.Run, parts: Collection[str]) -> Predictions:
+    """What a run predicts, these parts and what else has been kept.
+
+    Raises:
+        InputError: these have not been kept, or belong to another training or data.
+    """
+    _check_kept(run, parts)
     with np.load(_path(run)) as stored:
         arrays = {name: stored[name] for name in stored.files if name != "meta"}
+    arrays |= {name: np.float32(arrays[name]) / (levels - 1) for name, levels in LEVELS.items() if name in arrays}
     measures = {name[8:]: arrays.pop(name) for name in list(arrays) if name.startswith("quality_")}
-    optional = ("boundaries", "annotated", "found_boundaries", "calibration")
-    return Predictions(**{**dict.fromkeys(optional), **arrays}, quality=measures or None)
+    return Predictions(**arrays, quality=measures or None)
 
 
-def _not_kept(run: runs.Run) -> InputError:
-    return InputError(
-        f"the predictions of {run.name} have not been kept, or are of another training; `python -m bmask predictions "
-        f"--variant {run.variant} --profile {run.profile} --seeds {run.seed}` trains it, where that has not been done, "
-        "and keeps them"
-    )
+def load_all(wanted: Mapping[runs.Run, Collection[str]]) -> Tuple[Images, Dict[runs.Run, Predictions]]:
+    """The images, and what runs predict for them; see :func:`load`."""
+    return load_images(list(wanted)), {run: load(run, parts) for run, parts in wanted.items()}
 
 
-def ensure(wanted: List[runs.Run], options: runs.Options) -> None:
-    """Keep the predictions of finished runs of one profile, from their checkpoints, where they have not been kept.
+def _check_kept(run: runs.Run, parts: Collection[str] = ()) -> None:
+    kept = _kept(run)
+    if kept is None or not kept.issuperset(parts):
+        raise InputError(
+            f"the predictions of {run.name} have not been kept, or are of another training; `python -m bmask "
+            f"predictions --variant {run.variant} --profile {run.profile} --seeds {run.seed}` trains it, where that "
+            "has not been done, and keeps them"
+        )
+
+
+def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) -> None:
+    """Keep these parts of the predictions of finished runs of one profile, where they have not been kept, from their
+    checkpoints. Parts that have been kept stay.
 
     Raises:
         InputError: a run has not been trained here, or the data are not sound.
     """
-    left = [run for run in wanted if not _kept(run)]
+    left = {}
+    for run, parts in wanted.items():
+        kept = _kept(run)
+        if kept is None or not kept.issuperset(parts):
+            left[run] = {*parts, *(kept or ())}
     if not left:
         return
     device = runs.check_device(options)
     if device == "cpu":
-        torch.set_num_threads(left[0].cfg.STUDY.THREADS)
+        torch.set_num_threads(next(iter(left)).cfg.STUDY.THREADS)
     for run in left:
         if not (run.own_record.exists() and (run.trained_as.folder / "checkpoint.pth").exists()):
             raise InputError(
                 f"{run.name} was not trained here, and there are no predictions of it: leave REUSE out to train it"
             )
-    data = datasets.prepare(left[0].cfg, options.data and Path(options.data), runs.OUTPUT)
+    first = next(iter(left))
+    data = datasets.prepare(first.cfg, options.data and Path(options.data), runs.OUTPUT)
     dataset = sorted(data.val.load(), key=lambda image: image["image_id"])
-    images = _keep_images(left[0].profile, data, dataset)
-    with tqdm(total=len(dataset) * len(left), unit="image") as bar:
-        for run in left:
+    images = _keep_images(first.profile, data, dataset)
+    seen = {run: dataset if "quality" in parts else dataset[: len(images.pictures)] for run, parts in left.items()}
+    with tqdm(total=sum(map(len, seen.values())), unit="image") as bar:
+        for run, parts in left.items():
             bar.set_description(f"{run.variant} seed {run.seed}: predictions")
-            if run.cfg.STUDY.SHAPES.COARSENESS:
-                data = datasets.prepare(run.cfg, None, runs.OUTPUT)
-            write_bytes(_path(run), _packed(_predict(run, data, dataset, images, device, bar), _tie(run)))
+            own = datasets.prepare(run.cfg, None, runs.OUTPUT) if run.cfg.STUDY.SHAPES.COARSENESS else data
+            arrays = _predict(run, parts, own, seen[run], images, device, bar)
+            write_bytes(_path(run), _packed(arrays, {**_tie(run), "parts": sorted(parts)}))
 
 
 def _path(run: runs.Run) -> Path:
@@ -171,7 +190,7 @@ def _path(run: runs.Run) -> Path:
 
 def _tie(run: runs.Run) -> Dict:
     """What predictions have to be of: this record, of this training, and these images."""
-    with np.load(_path(run).with_name("images.npz")) as stored:
+    with np.load(_path(run).with_name(IMAGES)) as stored:
         meta = json.loads(str(stored["meta"]))
     return {
         "run": run.name,
@@ -180,18 +199,19 @@ def _tie(run: runs.Run) -> Dict:
     }
 
 
-def _kept(run: runs.Run) -> bool:
+def _kept(run: runs.Run) -> Optional[Set[str]]:
+    """The parts that have been kept; None where there is nothing of this training."""
     path = _path(run)
-    if not (path.exists() and run.record_path.exists() and path.with_name("images.npz").exists()):
-        return False
+    if not (path.exists() and run.record_path.exists() and path.with_name(IMAGES).exists()):
+        return None
     with np.load(path) as stored:
-        return json.loads(str(stored["meta"])) == _tie(run)
+        meta = json.loads(str(stored["meta"]))
+    parts = meta.pop("parts", ())
+    return set(parts) if meta == _tie(run) else None
 
 
 def _packed(arrays: Dict[str, np.ndarray], meta: Dict) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, meta=np.array(json.dumps(meta)), **arrays)
-    return buffer.getvalue()
+    return npz({"meta": np.array(json.dumps(meta)), **arrays})
 
 
 def _decoded(stored: np.ndarray) -> np.ndarray:
@@ -200,7 +220,7 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
 
 def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Images:
     truth, known = COCO(datasets.coco.truth(data.val.json)), fingerprint(data.val.json)
-    path = runs.results(profile) / "predictions" / "images.npz"
+    path = runs.results(profile) / "predictions" / IMAGES
     if path.exists():
         images = _read_images(path.parent)
         if images.fingerprint == known:
@@ -210,10 +230,11 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
         if k and len(masks) + len(image["annotations"]) > MAX_OBJECTS:
             break
         picture = read_image(image["file_name"])[:, :, ::-1]
-        # At full quality a JPEG of a small image is as large as the image.
-        arrays[f"picture{k}"] = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+        # A figure enlarges small images. At full quality a JPEG of them is as large as they are.
+        quality = 90 if max(picture.shape) < 256 else 75
+        options = (cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+        arrays[f"picture{k}"] = cv2.imencode(".jpg", picture, options)[1]
         for annotation, mask in _objects(truth, image):
-            arrays[f"mask{len(masks)}"] = np.packbits(mask)
             masks.append(mask)
             image_of.append(k)
             classes.append(annotation["category_id"])
@@ -221,6 +242,7 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
     rois = [_in_rois(mask[None], box[None])[0] for mask, box in zip(masks, np.array(boxes))]
     arrays |= {"boxes": np.array(boxes, np.float32), "image_of": np.array(image_of)}
     arrays |= {"classes": np.array(classes), "roi_masks": np.array(rois)}
+    arrays["masks"] = np.packbits(np.concatenate([mask.ravel() for mask in masks]))
     meta = {"fingerprint": known, "pictures": sum(name.startswith("picture") for name in arrays)}
     write_bytes(path, _packed(arrays, meta))
     return _read_images(path.parent)
@@ -244,7 +266,9 @@ def _in_rois(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: str, bar: tqdm) -> Dict:
+def _predict(
+    run: runs.Run, parts: Collection[str], data, dataset: List[Dict], images: Images, device: str, bar: tqdm
+) -> Dict[str, np.ndarray]:
     cfg = runs.on_device(run.cfg, device)
     boundaries = predicts_boundaries(cfg)
     cfg.MODEL.BOUNDARY_MASK_HEAD.OUTPUT_BOUNDARIES = boundaries
@@ -264,7 +288,7 @@ def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: s
 
         objects = _objects(truth, image)
         shown = k < len(images.pictures)
-        if shown:
+        if shown and "found" in parts:
             detections = predict()
             found.append((k, detections[detections.scores >= MIN_SCORE], scale))
         if not objects:
@@ -285,22 +309,32 @@ def _predict(run: runs.Run, data, dataset: List[Dict], images: Images, device: s
             measured.append((k, predicted.pred_boundaries[:, 0].float(), targets))
 
     def maps(instances, field):
-        values = torch.cat([x.get(field)[:, 0].float() for x in instances])
-        return (256 * values).round().div(256).half().numpy()  # finer steps would double the file
+        return torch.cat([x.get(field)[:, 0].float() for x in instances]).numpy()
 
-    shown = [instances for _, instances, _ in found]
-    arrays = {"masks": maps(kept, "pred_masks"), "found_masks": maps(shown, "pred_masks")}
-    arrays["found_in"] = np.concatenate([np.full(len(x), k) for k, x, _ in found])
-    arrays["found_boxes"] = np.concatenate([x.pred_boxes.tensor.numpy() / scale for _, x, scale in found])
-    arrays["found_classes"] = np.concatenate([x.pred_classes.numpy() for x in shown])
-    if coarse:
-        arrays["annotated"] = np.concatenate(annotated)
-    if boundaries:
+    arrays = {}
+    if "masks" in parts:
+        arrays["masks"] = maps(kept, "pred_masks")
+        if coarse:
+            arrays["annotated"] = np.concatenate(annotated)
+    if "found" in parts:
+        shown = [instances for _, instances, _ in found]
+        arrays["found_masks"] = maps(shown, "pred_masks")
+        arrays["found_in"] = np.concatenate([np.full(len(x), k) for k, x, _ in found])
+        arrays["found_boxes"] = np.concatenate([x.pred_boxes.tensor.numpy() / scale for _, x, scale in found])
+        arrays["found_classes"] = np.concatenate([x.pred_classes.numpy() for x in shown])
+        if boundaries:
+            arrays["found_boundaries"] = maps(shown, "pred_boundaries")
+    if boundaries and "boundaries" in parts:
         arrays["boundaries"] = maps(kept, "pred_boundaries")
-        arrays["found_boundaries"] = maps(shown, "pred_boundaries")
+    if boundaries and "quality" in parts:
         probabilities, targets = (torch.cat([m[i] for m in measured]) for i in (1, 2))
         arrays["quality_image"] = np.concatenate([np.full(len(p), k) for k, p, _ in measured])
         for name, values in evaluate.boundary_quality(probabilities, targets).items():
             arrays[f"quality_{name}"] = values.float().numpy()
         arrays["calibration"] = evaluate.calibration(probabilities, targets).numpy()
-    return arrays
+    return arrays | {name: _rounded(arrays[name], levels) for name, levels in LEVELS.items() if name in arrays}
+
+
+def _rounded(probabilities: np.ndarray, levels: int) -> np.ndarray:
+    """The nearest of the levels from 0 to 1, as its number; of two that are as near, such as at 0.5, the lower."""
+    return np.ceil((levels - 1) * probabilities - 0.5).astype(np.uint8)

@@ -1,7 +1,8 @@
 """A run: variant x profile x seed. Its identity, where its state and its record are, and how it may be carried out.
 
 A run keeps its state (checkpoint, progress, log, fingerprint of the data, record) in ``runs/<profile>/<name>/`` and
-publishes its record to the folder of results.
+publishes its record to the folder of results. The record is JSON for a reader; AP on the resamples, two thirds of it
+otherwise, is in ``resamples.npz`` beside it: of all runs of a folder of results in one file, an array a run.
 
 Results are shipped, in ``results/<profile>/`` of the repository, or local, in ``results/local/<profile>/`` of the
 output folder, which git ignores. What a reader makes is local. The maintainers' switch (``make ... PUBLISH=1``) writes,
@@ -18,17 +19,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Collection, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
+from filelock import FileLock
 
 from ..errors import InputError
 from . import config
 from .config import OUTPUT, REPOSITORY
-from .files import write_bytes
+from .files import make_folder, npz, write_bytes
 
 SHIPPED = REPOSITORY / "results"
 PUBLISH = bool(os.environ.get("BMASK_PUBLISH"))
+RESAMPLES = "resamples.npz"
+NO_AP = -1  # where a resample has no object
 
 
 def shipped(profile: str = "") -> Path:
@@ -113,7 +118,16 @@ class Run:
         A record of a failed run has ``failed``, a sentence, and no metrics.
         """
         path = folder / "runs" / f"{self.name}.json" if folder else self.record_path
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        found = {} if "failed" in record else _resamples(path.parents[1] / RESAMPLES, [self.name])
+        for array in found.values():
+            for key in array.dtype.names:
+                kind, name = key.split()
+                values = [None if value == NO_AP else value / 100 for value in array[key].tolist()]
+                record["metrics"][kind].setdefault("bootstrap", {})[name] = values
+        return record
 
 
 @dataclass(frozen=True)
@@ -172,9 +186,48 @@ def check_device(options: Options) -> str:
     return device
 
 
+def keep(run: Run, record: Dict) -> None:
+    """Write the record of a run, and before it the resamples, to its folder: it has been carried out then.
+
+    Args:
+        record: with ``metrics`` as :func:`bmask.study.evaluate.average_precision` gives them. Their ``bootstrap`` is
+            kept as integers, of hundredths.
+    """
+    columns, metrics = {}, {}
+    for kind, found in record["metrics"].items():
+        metrics[kind] = {name: value for name, value in found.items() if name != "bootstrap"}
+        for name, values in found.get("bootstrap", {}).items():
+            columns[f"{kind} {name}"] = [NO_AP if value is None else round(100 * value) for value in values]
+    dtype = [(key, "<i2", (len(values),)) for key, values in columns.items()]
+    arrays = {run.name: np.array(tuple(columns.values()), dtype)} if columns else {}
+    write_bytes(run.folder / RESAMPLES, npz(arrays))
+    write_bytes(run.own_record, as_json({**record, "metrics": metrics}))
+
+
 def publish(run: Run) -> None:
-    """Copy the record of a run that was made here to where the tables read it, unless it is there already."""
-    write_bytes(run.published, run.own_record.read_bytes())
+    """Copy record and resamples of a run that was made here to where the tables read them, unless they are there.
+
+    Of processes that publish at once each waits for the others. What is there of runs without a record is removed.
+    """
+    record, ours = run.own_record.read_bytes(), _resamples(run.folder / RESAMPLES)
+    path = run.published.parents[1] / RESAMPLES
+    there, here = ([array.tobytes() for array in found.values()] for found in (_resamples(path, ours), ours))
+    if run.published.exists() and run.published.read_bytes() == record and there == here:
+        return
+    make_folder(run.published.parent)
+    with FileLock(run.published.with_name(".lock")):
+        names = {other.stem for other in run.published.parent.glob("*.json")} - {run.name}
+        arrays = {**_resamples(path, names), **ours}
+        write_bytes(path, npz(dict(sorted(arrays.items()))))  # first: a record is never without
+        write_bytes(run.published, record)
+
+
+def _resamples(path: Path, names: Optional[Collection[str]] = None) -> Dict[str, np.ndarray]:
+    """The arrays that a file of resamples has of runs of these names, or of all: AP by kind and name, draw by draw."""
+    if not path.exists():
+        return {}
+    with np.load(path) as stored:
+        return {name: stored[name] for name in stored.files if names is None or name in names}
 
 
 def _made(run: Run, reuse: bool) -> Optional[Dict]:
@@ -250,7 +303,7 @@ def _cpu_name() -> str:
 
 
 def as_json(content: Dict) -> bytes:
-    """Indented, but for lists of numbers, which take one line each."""
+    """Indented, but for lists of numbers and short objects, which take one line each."""
     text = json.dumps(content, indent=1)
-    text = re.sub(r"\[[\s\d.,e+-]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    text = re.sub(r"\[[\s\d.,e+-]*\]|\{\n[^][{}]{,150}\}", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
     return (text + "\n").encode()

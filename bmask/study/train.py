@@ -56,8 +56,8 @@ def train(
             have: losses are averaged over parts as over ranks.
 
     Returns:
-        ``losses``, the mean of each loss term over every ``STUDY.LOG_PERIOD`` iterations; ``validation``, the metrics
-        with their ``iteration``;
+        ``losses``, by name of the term the mean over every ``STUDY.LOG_PERIOD`` iterations, to five decimals, and
+        ``iteration``, the last of these; ``validation``, the metrics with their ``iteration``;
         ``seconds_per_iteration``, the median; ``gpu_memory_mib``, the peak, on a GPU.
 
     Raises:
@@ -175,7 +175,8 @@ def train(
     comm.synchronize()
     if board:
         board.close()
-    result = {"losses": history, "validation": validation}
+    losses = {name: [round(looked[name], 5) for looked in history] for name in history[0]}
+    result = {"losses": losses, "validation": validation}
     result["seconds_per_iteration"] = float(np.median(seconds))
     if cfg.MODEL.DEVICE == "cuda":
         result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20

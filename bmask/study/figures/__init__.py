@@ -36,14 +36,16 @@ class Figure(Item):
     """A figure of the paper.
 
     variants: the models that it shows. paper: those that it shows of the paper's own profile, where these are others.
-    predictions: those whose predictions are drawn, of the first seed or, with ``all_seeds``, of every one. shapes: the
-    embedded shapes alone can give it. draw: from the runs of these two to drawings and captions.
+    predictions: those whose predictions are drawn. parts: which of these, of the first seed. further_seeds: which of the
+    others. shapes: the embedded shapes alone can give it. draw: from its runs, and from those whose predictions are
+    drawn with the parts of these, to drawings and captions.
     """
 
-    draw: Callable[[List[Run], List[Run]], Drawn]
+    draw: Callable[[List[Run], Dict[Run, Sequence[str]]], Drawn]
     variants: Sequence[str]
     predictions: Sequence[str] = ()
-    all_seeds: bool = False
+    parts: Sequence[str] = ()
+    further_seeds: Sequence[str] = ()
     paper: Sequence[str] = ()
     shapes: bool = False
     prefix = "figure-"
@@ -59,9 +61,10 @@ class Figure(Item):
     def runs(self, profile: str, seeds: List[int]) -> List[Run]:
         return [Run(variant, profile, seed) for variant, seed in product(self.models(profile), seeds)]
 
-    def predicted(self, profile: str, seeds: List[int]) -> List[Run]:
-        seeds = seeds if self.all_seeds else seeds[:1]
-        return [Run(variant, profile, seed) for variant, seed in product(self.predictions, seeds)]
+    def predicted(self, profile: str, seeds: List[int]) -> Dict[Run, Sequence[str]]:
+        """The runs whose predictions it needs, and which parts of these; see :data:`bmask.study.predictions.PARTS`."""
+        parts = {seeds[0]: self.parts} | {seed: self.further_seeds for seed in seeds[1:] if self.further_seeds}
+        return {Run(variant, profile, seed): parts[seed] for variant, seed in product(self.predictions, parts)}
 
     def measure(self, profile: str, seeds: List[int], options: Options) -> None:
         predictions.ensure(self.predicted(profile, seeds), options)

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from itertools import product
-from typing import Dict, List, Tuple
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ NAMES = {
 }
 
 
-def draw(_, kept: List[Run]) -> Drawn:
+def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
     images, found = _load(kept)
     seeds = list(found["bmask_rcnn"])
     first = {v: by_seed[seeds[0]] for v, by_seed in found.items()}
@@ -68,11 +68,12 @@ def draw(_, kept: List[Run]) -> Drawn:
     return drawn
 
 
-def _load(kept: List[Run]) -> Tuple[Images, Dict[str, Dict[int, Predictions]]]:
+def _load(kept: Dict[Run, Sequence[str]]) -> Tuple[Images, Dict[str, Dict[int, Predictions]]]:
     """The images, and what the models predict, by variant and seed."""
-    images, found = predictions.load_images(kept), {}
-    for run in kept:
-        found.setdefault(run.variant, {})[run.seed] = predictions.load(run)
+    images, predicted = predictions.load_all(kept)
+    found = {}
+    for run, one in predicted.items():
+        found.setdefault(run.variant, {})[run.seed] = one
     return images, found
 
 

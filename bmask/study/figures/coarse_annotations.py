@@ -1,6 +1,6 @@
 """Fig. 7a: coarse annotations, precise predictions, and what Section 4.4 says of them."""
 
-from typing import List
+from typing import Dict, List, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from ..runs import Run
 from .style import COLUMN, OURS, PAPER, Drawn, Panel, crop, iou, new_figure, pictures, quantiles, styled
 
 
-def draw(shown: List[Run], kept: List[Run]) -> Drawn:
+def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:
     records = compare.records(shown)
     seeds, lines = list(records["bmask_rcnn"]), []
     for variant in records:
@@ -39,7 +39,8 @@ def draw(shown: List[Run], kept: List[Run]) -> Drawn:
     )
     drawn = {"figure7a": (_plot(frame), caption)}
 
-    images, found = predictions.load_images(kept), predictions.load(*kept)
+    images, found = predictions.load_all(kept)
+    (found,) = found.values()
     ious = np.array([iou(a, m) for a, m in zip(found.annotated, images.roi_masks)])
     rows = {}
     for words, n in quantiles(ious, (0.1, 0.5, 0.9)):

@@ -1,6 +1,6 @@
 """Figs. 2, 3 and 8: masks of Mask R-CNN and BMask R-CNN."""
 
-from typing import List
+from typing import Dict, List, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,9 @@ from ..runs import Run
 from .style import COLOURS, OURS, TRUTH, Drawn, Panel, iou, pictures
 
 
-def draw(_, kept: List[Run]) -> Drawn:
-    images, found = predictions.load_images(kept), {run.variant: predictions.load(run) for run in kept}
+def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
+    images, found = predictions.load_all(kept)
+    found = {run.variant: predicted for run, predicted in found.items()}
     pasted = {v: [_pasted(p, images, k) for k in range(len(images.pictures))] for v, p in found.items()}
     ious = {v: _best_ious(images, found[v], pasted[v]) for v in found}
     change = pd.Series(ious["bmask_rcnn"] - ious["mask_rcnn"])
@@ -57,7 +58,7 @@ def draw(_, kept: List[Run]) -> Drawn:
 
 def shown_images(run: Run, count: int) -> Figure:
     """The first test images with their truth, and what a run finds in them and where it sees boundaries."""
-    images, found = predictions.load_images([run]), predictions.load(run)
+    images, found = predictions.load_images([run]), predictions.load(run, ["found"])
     rows = {}
     for k in range(min(count, len(images.pictures))):
         picture, inside = images.pictures[k], np.flatnonzero(images.image_of == k)
@@ -65,7 +66,7 @@ def shown_images(run: Run, count: int) -> Figure:
             "ground truth": Panel(picture, [(images.masks[n], TRUTH) for n in inside]),
             run.variant: Panel(picture, [(mask, OURS) for mask in _pasted(found, images, k)]),
         }
-        if found.boundaries is not None:
+        if found.found_boundaries is not None:
             rows[f"image {k + 1}"]["boundaries"] = Panel(_boundaries(found, images, k))
     return pictures(rows, side=1.8)
 

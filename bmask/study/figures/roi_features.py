@@ -1,6 +1,6 @@
 """Fig. 5: RoI features for the boundary."""
 
-from typing import List, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,8 @@ LEVELS = {"p2": "#0072B2", "p3": "#E69F00", "p4": "#009E73", "p5": "#CC79A7"}
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # of detectron2's ROIPooler: a box of 224 pixels is pooled from P4
 
 
-def draw(shown: List[Run], kept: List[Run]) -> Drawn:
-    images = predictions.load_images(kept)
+def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:
+    images = predictions.load_images(list(kept))
     strategies = {run.variant: run.cfg for run in shown}
     levels = {v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()}
     spread = [len(set(levels["bmask_rcnn_p2p5_14"][k])) for k in range(len(images.pictures))]

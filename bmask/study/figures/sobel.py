@@ -1,6 +1,6 @@
 """Fig. 7b: the Sobel mask head."""
 
-from typing import List
+from typing import Dict, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from ..runs import Run
 from .style import Drawn, Panel, crop, iou, pictures, quantiles
 
 
-def draw(_, kept: List[Run]) -> Drawn:
-    images, found = predictions.load_images(kept), predictions.load(*kept)
+def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
+    images, found = predictions.load_all(kept)
+    (found,) = found.values()
     ious = np.array([iou(mask > 0.5, truth) for mask, truth in zip(found.masks, images.roi_masks)])
     rows = {}
     for words, n in quantiles(ious, (0.1, 0.5, 0.9)):

@@ -20,19 +20,18 @@ def curves_of(shown: List[Run]) -> Tuple[Figure, str]:
     records = compare.records(shown)
     losses, precisions = [], []
     for variant, seed, record in ((v, s, record) for v, by_seed in records.items() for s, record in by_seed.items()):
-        for looked in record["losses"]:
-            where = {"variant": variant, "seed": seed, "iteration": looked["iteration"]}
-            for term, value in looked.items():
-                if term != "iteration":
-                    panel = term.removeprefix("loss_").replace("_", " ") + " loss"
-                    losses.append({**where, "panel": panel, "value": value})
-        last = {"iteration": record["losses"][-1]["iteration"], **record["metrics"]}
+        iterations = record["losses"]["iteration"]
+        for term, values in record["losses"].items():
+            where = {"variant": variant, "seed": seed, "panel": term.removeprefix("loss_").replace("_", " ") + " loss"}
+            if term != "iteration":
+                losses += [{**where, "iteration": i, "value": value} for i, value in zip(iterations, values)]
+        last = {"iteration": iterations[-1], **record["metrics"]}
         for looked in [*record.get("validation", []), last]:
             where = {"variant": variant, "seed": seed, "iteration": looked["iteration"]}
             for kind, panel in (("segm", "mask AP"), ("bbox", "box AP")):
                 precisions.append({**where, "panel": panel, "value": looked[kind]["AP"]})
     caption = (
-        f"Losses, each the mean over {record['losses'][0]['iteration']} iterations, and AP "
+        f"Losses, each the mean over {iterations[0]} iterations, and AP "
         "on the test images. Bands go from the lowest to the highest seed."
     )
     return _plot(pd.DataFrame(losses + precisions), colours(list(records))), caption

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
 from ...errors import InputError
-from .. import datasets, evaluate, runs, submission
+from .. import config, datasets, evaluate, runs, submission
 from ..files import make_folder, write_bytes
 from ..runs import Options, Run
 from ..train import NonFiniteLoss, train
@@ -149,7 +149,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         **runs.provenance(device),
         "num_gpus": comm.get_world_size(),
         "accumulate": accumulate,
-        "config": run.cfg.dump(),
+        "config": config.to_text(run.cfg),
     }
 
     def report(phase: str, iteration: int) -> None:
@@ -217,7 +217,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     record["milliseconds_per_image"] = milliseconds
     record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     record.update(trained)
-    write_bytes(run.own_record, runs.as_json(record))
+    runs.keep(run, record)
 
 
 def _stop_if_orphaned() -> None:
