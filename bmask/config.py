@@ -81,12 +81,7 @@ def check_heads(cfg: CN, name) -> None:
     """Raise InputError where the configuration called ``name`` wants of its mask head what that cannot do."""
     head, boundary = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.BOUNDARY_MASK_HEAD
     for key, wanted, kind, instead in (
-        (
-            "MASK_SCORING",
-            cfg.MODEL.MASK_SCORING,
-            JointHead,
-            "MaskScoringHead or BoundaryPreservingHead",
-        ),
+        ("MASK_SCORING", cfg.MODEL.MASK_SCORING, JointHead, "MaskScoringHead or BoundaryPreservingHead"),
         ("BOUNDARY_MASK_HEAD.NUM_FUSION_BLOCKS", boundary.NUM_FUSION_BLOCKS > 1, FusionBlocksHead, "FusionBlocksHead"),
         ("BOUNDARY_MASK_HEAD.REFINE_MASKS", boundary.REFINE_MASKS, RefinedMasksHead, "RefinedMasksHead"),
     ):

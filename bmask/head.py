@@ -86,11 +86,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
         self.mask_in_features, self.boundary_in_features = list(mask_in_features), list(boundary_in_features)
         self.supervision, self.output_boundaries = supervision, output_boundaries
         self.loss_options = dict(
-            supervision=supervision,
-            threshold=threshold,
-            kind=loss,
-            bce_weight=bce_weight,
-            dice_squared=dice_squared,
+            supervision=supervision, threshold=threshold, kind=loss, bce_weight=bce_weight, dice_squared=dice_squared
         )
 
         def pooler(in_features, resolution):

@@ -33,10 +33,7 @@ class MaskIoUHead(nn.Module):
             )
         )
         self.fcs = nn.Sequential(
-            nn.Linear(conv_dim * ((resolution + 1) // 2) ** 2, fc_dim),
-            nn.ReLU(),
-            nn.Linear(fc_dim, fc_dim),
-            nn.ReLU(),
+            nn.Linear(conv_dim * ((resolution + 1) // 2) ** 2, fc_dim), nn.ReLU(), nn.Linear(fc_dim, fc_dim), nn.ReLU()
         )
         self.predictor = nn.Linear(fc_dim, num_classes)
         for layer in self.convs:

@@ -113,10 +113,7 @@ class Predictor:
     def _found(self, images: Sequence[np.ndarray], min_score: float) -> List[Tuple[Instances, Tuple[int, int]]]:
         """For each image its instances at the scale of the model's input, and the image's height and width."""
         batch = [self.inputs(image) for image in images]
-        with (
-            torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED),
-            warnings.catch_warnings(),
-        ):
+        with torch.autocast(self.cfg.MODEL.DEVICE, enabled=self.cfg.SOLVER.AMP.ENABLED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what detectron2 calls: nothing that a reader can mend
             outputs = self.model.inference(batch, do_postprocess=False)
         if isinstance(outputs, tuple):  # of a panoptic model, which has more to say

@@ -46,11 +46,7 @@ class Report:
 
     def flaws(self) -> List[str]:
         """A phrase for each way not to match, with the number of parameters and the first of them."""
-        kinds = {
-            "missing in the file": self.missing,
-            "unexpected": self.unexpected,
-            "of wrong shape": self.wrong_shape,
-        }
+        kinds = {"missing in the file": self.missing, "unexpected": self.unexpected, "of wrong shape": self.wrong_shape}
         return [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
 
     def __str__(self):

@@ -12,22 +12,8 @@ def boundary_of(*rows: str, threshold: float = 0.0) -> torch.Tensor:
 
 
 def test_the_boundary_is_the_masks_pixels_that_touch_the_outside_also_by_a_corner():
-    mask = (
-        ".......",
-        ".#####.",
-        ".#####.",
-        ".#####.",
-        ".####..",
-        ".......",
-    )
-    expected = (
-        ".......",
-        ".#####.",
-        ".#...#.",
-        ".#..##.",
-        ".####..",
-        ".......",
-    )
+    mask = (".......", ".#####.", ".#####.", ".#####.", ".####..", ".......")
+    expected = (".......", ".#####.", ".#...#.", ".#..##.", ".####..", ".......")
     assert torch.equal(boundary_of(*mask), draw(*expected))
 
 

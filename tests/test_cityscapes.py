@@ -128,8 +128,7 @@ def test_test_images_are_listed_without_annotations(root, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "gone",
-    ["", "leftImg8bit", "gtFine", "leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"],
+    "gone", ["", "leftImg8bit", "gtFine", "leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"]
 )
 def test_a_folder_that_is_missing_is_one_sentence(root, tmp_path, gone):
     shutil.rmtree(root / gone)

@@ -81,11 +81,7 @@ def test_a_training_has_an_iteration_and_an_image(profile, text):
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "smoke/../x", "smoke.yaml", ".", ""])
 def test_no_profile_or_variant_lies_outside_its_folder(name, tmp_path, capsys):
-    for command in (
-        ["table", "3", "--profile", name],
-        ["work", name],
-        ["work", "mask_rcnn", "--profile", name],
-    ):
+    for command in (["table", "3", "--profile", name], ["work", name], ["work", "mask_rcnn", "--profile", name]):
         assert main(command) == 2
         assert f"{name!r}: did you mean" in capsys.readouterr().err
 
@@ -107,8 +103,7 @@ def test_seeds_are_whole_numbers_with_commas_between(seeds, expected):
 
 
 @pytest.mark.parametrize(
-    "seeds",
-    ["-1", "", "0,,1", "0 1", "1.5", "one", "4294967296", "9" * 5000, -1, 1.0, True, None, [], [0, -1]],
+    "seeds", ["-1", "", "0,,1", "0 1", "1.5", "one", "4294967296", "9" * 5000, -1, 1.0, True, None, [], [0, -1]]
 )
 def test_what_is_no_seed_is_refused(seeds):
     complaint(lambda: config.parse_seeds(seeds), "SEEDS is", "from 0 to 4294967295")
@@ -158,15 +153,7 @@ def test_make_hands_on_each_variable_as_one_argument(tmp_path, value):
     python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     python.chmod(0o755)
     for target in ("reproduce-table-3", "submission-coco"):
-        command = [
-            "make",
-            "-s",
-            "-o",
-            "setup",
-            target,
-            f"VENV={tmp_path}",
-            *(f"{name}={value}" for name in names),
-        ]
+        command = ["make", "-s", "-o", "setup", target, f"VENV={tmp_path}", *(f"{name}={value}" for name in names)]
         said = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True, check=True).stdout
         arguments = said.split("\0")
         flags = [flag for flag in names.values() if any(a.startswith(f"--{flag}=") for a in arguments)]

@@ -588,10 +588,7 @@ def test_names_that_are_not_utf_8_are_read(coco, tmp_path, capsys):
     (tmp_path / "images/a.png").rename(tmp_path / "images" / name)
     coco["images"][0]["file_name"] = name
     json_file = tmp_path / "instances.json"
-    for content in (
-        json.dumps(coco).encode(),
-        json.dumps(coco, ensure_ascii=False).encode(errors="surrogateescape"),
-    ):
+    for content in (json.dumps(coco).encode(), json.dumps(coco, ensure_ascii=False).encode(errors="surrogateescape")):
         json_file.write_bytes(content)
         assert main(["check-data", str(tmp_path / "images"), str(json_file)]) == 0
         assert Split(json_file, tmp_path / "images").load()[0]["file_name"] == str(tmp_path / "images" / name)

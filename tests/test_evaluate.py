@@ -77,18 +77,7 @@ def test_ap_is_that_of_pycocotools(scene, kind):
     assert [ours[n] for n in names] == pytest.approx(list(100 * evaluation.stats[:6]), abs=1e-9)
     assert 20 < ours["AP"] < 80  # the scene is neither trivial nor hopeless
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
-    assert list(ours["per_iou"]) == [
-        "0.50",
-        "0.55",
-        "0.60",
-        "0.65",
-        "0.70",
-        "0.75",
-        "0.80",
-        "0.85",
-        "0.90",
-        "0.95",
-    ]
+    assert list(ours["per_iou"]) == ["0.50", "0.55", "0.60", "0.65", "0.70", "0.75", "0.80", "0.85", "0.90", "0.95"]
     assert list(ours["per_iou"].values()) == pytest.approx(100 * precision.mean((1, 2)), abs=1e-9)
     assert list(ours["per_class"].values()) == pytest.approx(100 * precision.mean((0, 1)), abs=1e-9)
 

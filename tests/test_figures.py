@@ -154,10 +154,7 @@ def pictured(monkeypatch):
             found_classes=np.zeros(here.sum(), int),
             found_masks=rois[here].astype(np.float16),
             found_boundaries=found[here].half().numpy(),
-            quality={
-                "image": images.image_of,
-                **{k: v.numpy() for k, v in boundary_quality(found, truth).items()},
-            },
+            quality={"image": images.image_of, **{k: v.numpy() for k, v in boundary_quality(found, truth).items()}},
             calibration=np.array([[10, 1, 2], [10, 9, 8.0]]),
         )
 

@@ -193,12 +193,7 @@ def test_impossible_switches_are_one_sentence(switches, message):
 
 @pytest.mark.parametrize(
     "variant,paper",
-    [
-        ("mask_rcnn", 0.46),
-        ("mask_rcnn_larger_head", 0.925),
-        ("bmask_rcnn", 0.95),
-        ("mask_scoring_rcnn_800", 0.46),
-    ],
+    [("mask_rcnn", 0.46), ("mask_rcnn_larger_head", 0.925), ("bmask_rcnn", 0.95), ("mask_scoring_rcnn_800", 0.46)],
 )
 def test_multiply_adds_are_those_of_table_8(variant, paper):
     """8 x 256 x 256 x 9 x 14 x 14 is 0.925, which the paper rounds up to 0.93."""

@@ -126,13 +126,7 @@ def test_the_limit_is_beyond_what_microscopes_and_satellites_give():
 def record(path, height=12, width=16):
     box = {"bbox": [2, 2, 6, 6], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}
     annotation = {**box, "segmentation": [[2, 2, 8, 2, 8, 8, 2, 8]]}
-    return {
-        "file_name": str(path),
-        "image_id": 1,
-        "height": height,
-        "width": width,
-        "annotations": [annotation],
-    }
+    return {"file_name": str(path), "image_id": 1, "height": height, "width": width, "annotations": [annotation]}
 
 
 def untouched():

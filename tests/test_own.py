@@ -120,8 +120,7 @@ def test_a_very_short_training_is_one(pair, iterations):
 
 
 @pytest.mark.parametrize(
-    "more",
-    [["--name", "../../x"], ["--name", "cpu"], ["--name", ""], ["--batch", "-1"], ["--iterations", "-5"]],
+    "more", [["--name", "../../x"], ["--name", "cpu"], ["--name", ""], ["--batch", "-1"], ["--iterations", "-5"]]
 )
 def test_what_cannot_be_trained_is_said_before_the_data_are_read(mine, monkeypatch, output, capsys, more):
     monkeypatch.setattr(config, "OUTPUT", output)

@@ -131,15 +131,7 @@ def test_predict_finds_what_the_predictor_finds(made, images, tmp_path, monkeypa
 
 
 def test_images_of_one_name_have_files_of_their_own(made, images, tmp_path):
-    names = [
-        "x/img.png",
-        "x/img_2.png",
-        "y/img.png",
-        "x/img.jpg",
-        "x/IMG.png",
-        "X/img.png",
-        "x/img.png.overlay.png",
-    ]
+    names = ["x/img.png", "x/img_2.png", "y/img.png", "x/img.jpg", "x/IMG.png", "X/img.png", "x/img.png.overlay.png"]
     names += ["x/" + "long" * 60 + ".png", "x/" + "\u65e5" * 80 + ".png"]
     paths = [save(tmp_path / name, images[0]) for name in names]
     folders = [tmp_path / name for name in ("x", "y", "X")]
@@ -264,19 +256,7 @@ def test_any_name_of_a_file_survives(made, images, tmp_path, capsys, name):
 
 def test_a_folder_stands_for_every_image_that_could_be_named(tmp_path, images):
     image = Image.fromarray(images[0])
-    names = [
-        "a.PNG",
-        "b.jpeg",
-        "c.tif",
-        "d.webp",
-        "e.gif",
-        "f.bmp",
-        "g.ppm",
-        "h.jp2",
-        "i.Jfif",
-        "j.tga",
-        "k.mpo",
-    ]
+    names = ["a.PNG", "b.jpeg", "c.tif", "d.webp", "e.gif", "f.bmp", "g.ppm", "h.jp2", "i.Jfif", "j.tga", "k.mpo"]
     for name in names:
         image.save(tmp_path / name, "JPEG" if name[0] in "ik" else None)
     for name in ("notes.txt", "._a.PNG", "report.pdf", "data.h5"):

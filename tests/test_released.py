@@ -352,12 +352,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(folder, tmp_path, data, cap
     assert marker.exists()  # what would have happened
 
 
-GLOBALS = [
-    ("builtins", "eval"),
-    ("numpy", "load"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("numpy", "memmap"),
-]
+GLOBALS = [("builtins", "eval"), ("numpy", "load"), ("torch._utils", "_rebuild_tensor_v2"), ("numpy", "memmap")]
 
 
 @pytest.mark.parametrize("module,name", GLOBALS)

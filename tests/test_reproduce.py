@@ -149,8 +149,7 @@ def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commi
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
 @pytest.mark.parametrize(
-    "page",
-    ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/notebooks/table3_components"],
+    "page", ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/notebooks/table3_components"]
 )
 def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path, page):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]

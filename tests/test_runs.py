@@ -65,15 +65,7 @@ def test_a_record_holds_what_a_reader_needs(reference):
     assert reference["milliseconds_per_image"] > 0 and reference["peak_memory_mib"] > 100
     assert "git_commit" in reference and len(reference["data_fingerprint"]) == 16
     assert reference["losses"]["iteration"] == [1, 2, 3, 4, 5, 6]
-    terms = {
-        "iteration",
-        "loss_cls",
-        "loss_box_reg",
-        "loss_mask",
-        "loss_boundary",
-        "loss_rpn_cls",
-        "loss_rpn_loc",
-    }
+    terms = {"iteration", "loss_cls", "loss_box_reg", "loss_mask", "loss_boundary", "loss_rpn_cls", "loss_rpn_loc"}
     assert set(reference["losses"]) == terms
 
 
@@ -205,16 +197,7 @@ def test_a_folder_without_permission_is_one_sentence(tmp_path, monkeypatch):
 def test_an_output_folder_that_is_a_file_is_one_sentence(bmask, tmp_path):
     (tmp_path / "file").touch()
     status, _, err = finished(
-        bmask(
-            "run",
-            "--variant",
-            "bmask_rcnn",
-            "--profile",
-            "smoke",
-            "--device",
-            "cpu",
-            output=tmp_path / "file",
-        )
+        bmask("run", "--variant", "bmask_rcnn", "--profile", "smoke", "--device", "cpu", output=tmp_path / "file")
     )
     assert status == 2 and "cannot be written (Not a directory)" in err and "Traceback" not in err
 

@@ -41,16 +41,7 @@ def environment(output):
 
 def torchrun(output, *arguments):
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "bmask",
-        ]
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bmask"]
         + list(arguments),
         env=environment(output),
         cwd=runs.REPOSITORY,

@@ -212,12 +212,7 @@ def average_precision(
 
 
 def _coco_ap(
-    ground_truth: COCO,
-    detections: List[Dict],
-    kind: str,
-    max_dets: int,
-    resamples: int,
-    report: Callable[[str], None],
+    ground_truth: COCO, detections: List[Dict], kind: str, max_dets: int, resamples: int, report: Callable[[str], None]
 ) -> Dict:
     report(f"AP of {IOU_TYPES[kind]}")
     if kind != "bbox":
@@ -227,11 +222,7 @@ def _coco_ap(
             for d in detections
         ]
     evaluation = COCOeval_faster(
-        ground_truth,
-        ground_truth.loadRes(detections),
-        kind,
-        print_function=lambda *_: None,
-        separate_eval=True,
+        ground_truth, ground_truth.loadRes(detections), kind, print_function=lambda *_: None, separate_eval=True
     )
     evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()

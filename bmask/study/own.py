@@ -27,12 +27,7 @@ def given(
     Raises:
         InputError: some are named, and others not.
     """
-    places = {
-        "train_images": train_images,
-        "train_json": train_json,
-        "val_images": val_images,
-        "val_json": val_json,
-    }
+    places = {"train_images": train_images, "train_json": train_json, "val_images": val_images, "val_json": val_json}
     missing = [name for name, place in places.items() if not place]
     if len(missing) == 4:
         return None
@@ -50,12 +45,7 @@ def check_wishes(name: str, batch: int = 0, iterations: int = 0) -> None:
 
 
 def write_profile(
-    name: str,
-    train: Tuple[Split, Survey],
-    val: Tuple[Split, Survey],
-    device: str,
-    batch: int = 0,
-    iterations: int = 0,
+    name: str, train: Tuple[Split, Survey], val: Tuple[Split, Survey], device: str, batch: int = 0, iterations: int = 0
 ) -> str:
     """Write the profile of a data set, under the name that runs and results will have.
 
@@ -138,10 +128,7 @@ def _choose(found: Survey, most: int, device: str, batch: int, iterations: int) 
             "WARMUP_ITERS": min(solver.WARMUP_ITERS, length // 10),
             "CHECKPOINT_PERIOD": max(min(50, length), length // 20),
         },
-        "TEST": {
-            "DETECTIONS_PER_IMAGE": detections,
-            "EVAL_PERIOD": -(-length // 4),
-        },
+        "TEST": {"DETECTIONS_PER_IMAGE": detections, "EVAL_PERIOD": -(-length // 4)},
     }
     why = f"{EPOCHS} passes over {number} images, as in the paper, but at least {least}"
     chosen = (

@@ -110,13 +110,7 @@ def _read_images(folder: Path) -> Images:
         pixels = np.unpackbits(stored["masks"]).astype(bool)
         masks = [part.reshape(shape) for part, shape in zip(np.split(pixels, ends), shapes)]
         return Images(
-            pictures,
-            masks,
-            stored["boxes"],
-            image_of,
-            stored["classes"],
-            stored["roi_masks"],
-            meta["fingerprint"],
+            pictures, masks, stored["boxes"], image_of, stored["classes"], stored["roi_masks"], meta["fingerprint"]
         )
 
 

@@ -167,10 +167,7 @@ def build(folder: Path) -> Path:
         _write_commits(source / "commits.md", commits)
         names = [*shipped, *(f"local/{profile}" for profile in local)]
         pages = "\n".join([*(f"{name}/README" for name in names), "commits"])
-        write_bytes(
-            source / "index.md",
-            f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n\n{_toctree(pages)}".encode(),
-        )
+        write_bytes(source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n\n{_toctree(pages)}".encode())
         warnings = io.StringIO()
         with docutils_namespace():
             application = Sphinx(
@@ -208,10 +205,7 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             record = run.record()
             if record is None:
                 continue
-            for end, content in (
-                (".json", run.record_path.read_bytes()),
-                (".yaml", record["config"].encode()),
-            ):
+            for end, content in ((".json", run.record_path.read_bytes()), (".yaml", record["config"].encode())):
                 write_bytes(folder / "runs" / f"{run.name}{end}", content)
             commit = str(record["git_commit"])
             commits.setdefault(commit, []).append(f"{profile}: {run.name}")

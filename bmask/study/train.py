@@ -200,10 +200,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         raise ValueError(f"unknown STUDY.OPTIMIZER {cfg.STUDY.OPTIMIZER!r}: choose sgd or adamw")
     solver = cfg.SOLVER
     parameters = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, weight_decay_norm=solver.WEIGHT_DECAY_NORM
     )
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(parameters, solver.BASE_LR))
 

@@ -64,10 +64,7 @@ def convert(root: Path, folder: Path) -> None:
                     )
                 bar.update()
             content = {
-                "info": {
-                    "description": f"Cityscapes gtFine, {split}",
-                    "url": "https://www.cityscapes-dataset.com",
-                },
+                "info": {"description": f"Cityscapes gtFine, {split}", "url": "https://www.cityscapes-dataset.com"},
                 "categories": [{"id": id, "name": name} for id, name in categories.items()],
                 "images": images,
                 "annotations": annotations,

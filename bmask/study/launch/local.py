@@ -35,12 +35,7 @@ class Local:
     def start(self, run: runs.Run) -> "_Process":
         make_folder(run.folder)
         o = self.options
-        command = [
-            sys.executable,
-            "-m",
-            "bmask",
-            *arguments_of(run, o.device, o.num_gpus, o.accumulate, o.data),
-        ]
+        command = [sys.executable, "-m", "bmask", *arguments_of(run, o.device, o.num_gpus, o.accumulate, o.data)]
         environment = {**os.environ, **environment_of(run), "BMASK_PARENT": str(os.getpid())}
         if o.device == "cpu":
             # detectron2's launcher would take NCCL if it saw a GPU.

@@ -72,12 +72,7 @@ class Slurm:
     def start(self, run: runs.Run) -> "_Job":
         folder = run.folder.absolute() / "slurm"
         noted = folder / "job"
-        if noted.exists() and self.state(noted.read_text()) in (
-            "CONFIGURING",
-            "PENDING",
-            "RUNNING",
-            "SUSPENDED",
-        ):
+        if noted.exists() and self.state(noted.read_text()) in ("CONFIGURING", "PENDING", "RUNNING", "SUSPENDED"):
             return _Job(noted.read_text(), run, self)
         import submitit
         from submitit.core.utils import FailedJobError

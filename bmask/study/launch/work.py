@@ -121,10 +121,7 @@ def _held(run: Run):
         lock.acquire(timeout=0)
     except Timeout:
         owner = runs.progress(run)
-        print(
-            f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting",
-            flush=True,
-        )
+        print(f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting", flush=True)
         lock.acquire()
     try:
         if run.trained_as != run:
@@ -156,12 +153,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         _stop_if_orphaned()
         if comm.is_main_process():
             # The worker leads its process group, whichever of its processes this is.
-            state = {
-                "pid": os.getpgrp(),
-                "host": socket.gethostname(),
-                "phase": phase,
-                "iteration": iteration,
-            }
+            state = {"pid": os.getpgrp(), "host": socket.gethostname(), "phase": phase, "iteration": iteration}
             write_bytes(run.folder / "progress.json", runs.as_json(state))
 
     total = cfg.SOLVER.MAX_ITER
@@ -201,10 +193,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     if not ranks.leave():
         return
     measure = partial(
-        evaluate.average_precision,
-        detections=detections,
-        max_dets=max_dets,
-        report=lambda text: report(text, total),
+        evaluate.average_precision, detections=detections, max_dets=max_dets, report=lambda text: report(text, total)
     )
     record["metrics"] = measure(data.val.json)
     if data.val_coarse:
