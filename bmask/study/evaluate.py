@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.data import MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
@@ -19,12 +18,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .. import released
 from ..errors import InputError
 from . import stats
 from .datasets import Split, coco, coco_folder
 from .datasets.check import check_coco
 from .datasets.mapper import ImageMapper
-from .files import fitting, read_checkpoint
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -32,10 +31,7 @@ COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 def load_model(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
     """The model of a configuration with the weights of a checkpoint, ready for inference."""
-    model = build_model(cfg)
-    with fitting(checkpoint):
-        model.load_state_dict(read_checkpoint(checkpoint, cfg.MODEL.DEVICE)["model"])
-    return model.eval()
+    return released.fill(cfg, checkpoint, device=cfg.MODEL.DEVICE)[1]
 
 
 @torch.no_grad()

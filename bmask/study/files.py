@@ -9,10 +9,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict
+from typing import Dict
 
 import numpy as np
-import torch
 
 from ..errors import InputError
 
@@ -22,7 +21,6 @@ UNFIT = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
     errno.EINVAL, errno.ENOENT,
 )  # fmt: skip
-MEND = "give another, or, in the folder of a run, remove it to train the run anew"
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -123,33 +121,3 @@ def _free(path: Path) -> float:
         with suppress(OSError):
             return shutil.disk_usage(folder).free
     return float("inf")
-
-
-def read_checkpoint(path: Path, device: str) -> Dict[str, Any]:
-    """What a training has saved.
-
-    Raises:
-        InputError: the file is no checkpoint of a training, or cut off.
-    """
-    try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
-            return saved
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions") from None
-    except Exception:  # a damaged pickle raises whatever its bytes happen to ask for
-        pass
-    raise InputError(f"{path} is no checkpoint of a training, or cut off; {MEND}")
-
-
-@contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """Say it in a sentence when what a checkpoint holds does not fit where it is loaded to."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is the checkpoint of another model; {MEND}") from error

@@ -24,9 +24,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import InputError
+from .. import released
+from ..errors import InputError, one_line
 from .datasets.mapper import ImageMapper
-from .files import fitting, read_checkpoint, write_file
+from .files import write_file
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -79,11 +80,17 @@ def train(
     checkpoint = folder / "checkpoint.pth"
     start, history, validation, seconds = 0, [], [], []
     if checkpoint.exists():
-        saved = read_checkpoint(checkpoint, cfg.MODEL.DEVICE)
-        with fitting(checkpoint):
+        try:
+            saved = released.read_checkpoint(checkpoint)
             for name in needed(saved["iteration"]):
                 parts[name].load_state_dict(saved[name])
             start, history, seconds = saved["iteration"], saved["losses"], saved["seconds"]
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (InputError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{checkpoint} is no checkpoint of this training ({one_line(error)}); remove it to train the run anew"
+            ) from error
         validation = saved.get("validation", [])
     elif cfg.MODEL.WEIGHTS:
         DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
