@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import complaint
+from conftest import complaint, contents
 
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
@@ -20,20 +20,12 @@ def publish(variant, seed, ap, gain_at_75=0.0, spread=0.1, **more):
     noise = np.random.default_rng(seed).normal(0, 3, 200)  # what all models find hard about a resample
     own = np.random.default_rng(len(variant)).normal(0, spread, 200)
     values = {"AP": ap - 5, "AP50": ap, "AP75": ap - 10 + gain_at_75}
-    metrics = {
-        **values,
-        "per_iou": {iou: ap - 40 * (float(iou) - 0.5) for iou in IOUS},
-        "bootstrap": {name: list(value + noise + own) for name, value in values.items()},
-    }
-    looked = {"iteration": 3, "segm": {"AP": 1.0}, "bbox": {"AP": 2.0}}
-    record = {
-        "variant": variant,
-        "data_fingerprint": "data",
-        "losses": {"iteration": [*range(1, 7)], **{f"loss_{x}": [1 / i for i in range(1, 7)] for x in ("mask", "cls")}},
-        "validation": [looked],
-        "metrics": {kind: metrics for kind in ("segm", "bbox", "boundary", "segm_coarse")},
-        **more,
-    }
+    metrics = {**values, "per_iou": {iou: ap - 40 * (float(iou) - 0.5) for iou in IOUS}}
+    metrics["bootstrap"] = {name: list(value + noise + own) for name, value in values.items()}
+    losses = {"iteration": [*range(1, 7)], **{f"loss_{x}": [1 / i for i in range(1, 7)] for x in ("mask", "cls")}}
+    record = {"variant": variant, "data_fingerprint": "data", "losses": losses}
+    record["validation"] = [{"iteration": 3, "segm": {"AP": 1.0}, "bbox": {"AP": 2.0}}]
+    record |= {"metrics": {kind: metrics for kind in ("segm", "bbox", "boundary", "segm_coarse")}, **more}
     files.write_bytes(runs.Run(variant, "smoke", seed).published, json.dumps(record).encode())
 
 
@@ -106,13 +98,13 @@ def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictur
     for system, ap in (("mask_rcnn", 30), ("bmask_rcnn", 34)):
         publish(system, 0, ap)
         for level, gain in (("02", 3), ("04", 2), ("08", 1), ("16", 0)):
-            more = {"annotation_iou": 1 - int(level) / 50}
-            publish(f"{system}_coarse{level}", 0, 30 + gain * (system == "bmask_rcnn"), **more)
+            ap = 30 + gain * (system == "bmask_rcnn")
+            publish(f"{system}_coarse{level}", 0, ap, annotation_iou=1 - int(level) / 50)
     (figure, caption), (examples, _) = drawn("7a").values()
     exact, coarse = lines(figure.axes[0], 5)
     assert list(exact) == list(coarse) == [4, 3, 2, 1, 0]
-    x = figure.axes[0].lines[1].get_xdata()
-    assert x == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01) and figure.axes[0].xaxis_inverted()
+    assert figure.axes[0].lines[1].get_xdata() == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01)
+    assert figure.axes[0].xaxis_inverted()
     assert "0.96: +3.0 and +3.0" in caption and "0.68: +0.0 and +0.0" in caption
     titles = [panel.get_title() for panel in examples.axes][:6]
     assert titles == ["image", "annotation", "truth", "mask", "boundary", "true boundary"]
@@ -134,17 +126,12 @@ def pictured(monkeypatch):
     images = predictions.Images(pictures, masks, boxes, np.repeat(range(3), 2), np.zeros(6, int), rois, "data")
     truth = torch.from_numpy(images.roi_boundaries).float()
     thick = torch.nn.functional.max_pool2d(truth, 3, stride=1, padding=1)
-    boundaries = {
-        "bmask_rcnn": truth,
-        "bmask_rcnn_bce": 0.4 * truth,
-        "bmask_rcnn_weighted_bce": thick,
-        "bmask_rcnn_dice": truth.roll(1, dims=2),
-    }
+    boundaries = {"bmask_rcnn_bce": 0.4 * truth, "bmask_rcnn_weighted_bce": thick}
+    boundaries["bmask_rcnn_dice"] = truth.roll(1, dims=2)
 
     def load(run, parts):
         found = boundaries.get(run.variant, truth)
-        first = run.variant == "mask_rcnn"  # finds the objects of the first picture alone
-        here = images.image_of == 0 if first else np.ones(6, bool)
+        here = (images.image_of == 0) | (run.variant != "mask_rcnn")  # which finds those of the first picture alone
         return predictions.Predictions(
             masks=rois.astype(np.float16),
             boundaries=found.half().numpy(),
@@ -169,8 +156,7 @@ def test_figure_2_shows_most_gain_median_and_most_loss_by_the_rule_of_its_captio
     assert rows == ["largest gain (+100)", "median (+99)", "smallest gain (+0)"]
     titles = [panel.get_title() for panel in figure.axes][:8]
     assert titles[:4] == ["ground truth", "Mask R-CNN", "BMask R-CNN", "boundaries"]
-    raw = figure.axes[6].images[0].get_array()
-    assert raw.shape == (SIDE, SIDE)
+    assert figure.axes[6].images[0].get_array().shape == (SIDE, SIDE)
     assert "in 2 it is a gain, in 0 a loss" in caption and "first 3 test images" in caption
 
 
@@ -190,12 +176,12 @@ def test_figure_6_shows_the_same_objects_and_measures_all(pictured):
     assert titles == ["image", "truth", "BCE", "weighted BCE", "Dice", "Dice-BCE"]
     figure, caption = parts["figure6_numbers"]
     assert [panel.get_title() for panel in figure.axes] == ["thickness", "precision", "recall", "calibration"]
-    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert names == ["BCE", "weighted BCE", "Dice", "Dice-BCE"]
-    thickness = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[0].lines[:4]}
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == titles[2:]
+    thickness, recall = (
+        {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[k].lines[:4]} for k in (0, 2)
+    )
     assert np.isnan(thickness[0]) and thickness[1] == pytest.approx(3, abs=0.1)
     assert thickness[3] == pytest.approx(1) and "all 6 objects" in caption and "BCE –" in caption
-    recall = {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[2].lines[:4]}
     assert recall == {0: 0, 1: 1, 2: 1, 3: 1}
 
 
@@ -212,19 +198,16 @@ def test_the_loss_surface_is_lowest_without_a_shift_and_rises_with_thickness(pic
     expected = 1 - (2 * 0.9 * size + 1) / (0.81 * size + 0.01 * rest + size + 1)
     assert dice.images[0].get_array()[4, 4] == pytest.approx(expected, rel=1e-4)
     assert all((np.diff(line.get_ydata()) > 0).all() for line in last.lines)
-    one_off = dice.images[0].get_array()[4, 5]
-    moved = np.roll(boundary, 1, axis=1)
-    p = np.where(moved, 0.9, 0.1)
-    assert one_off == pytest.approx(1 - (2 * p[boundary].sum() + 1) / ((p**2).sum() + size + 1), rel=1e-4)
+    p = np.where(np.roll(boundary, 1, axis=1), 0.9, 0.1)
+    expected = 1 - (2 * p[boundary].sum() + 1) / ((p**2).sum() + size + 1)
+    assert dice.images[0].get_array()[4, 5] == pytest.approx(expected, rel=1e-4)
 
 
 def test_figure_7b_shows_the_sobel_operator_of_the_predicted_mask(pictured):
     ((figure, _),) = drawn("7b").values()
     assert [panel.get_title() for panel in figure.axes][:4] == ["image", "mask", "Sobel, x", "Sobel, y"]
-    mask, x = (figure.axes[k].images[0].get_array() for k in (1, 2))
-    row = SIDE // 2
-    assert x[row].argmax() == mask[row].argmax() - 1 or x[row].argmax() == mask[row].argmax()
-    assert x[row].max() == 4 == -x[row].min()
+    mask, x = (figure.axes[k].images[0].get_array()[SIDE // 2] for k in (1, 2))
+    assert mask.argmax() - x.argmax() in (0, 1) and x.max() == 4 == -x.min()
 
 
 def test_figures_are_written_as_png_and_caption_and_the_same_again(output, pictured):
@@ -233,31 +216,28 @@ def test_figures_are_written_as_png_and_caption_and_the_same_again(output, pictu
     figure = figures.named("2")
     paths = figure.write("smoke", [0])
     assert [path.name for path in paths] == ["figure2.md"] and figure.written(runs.results("smoke")) == paths
-    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths[0].parent.iterdir()}
-    assert set(before) == {"figure2.png", "figure2.md"}
-    assert before["figure2.md"][0].startswith(b"**Figure 2. Masks of")
+    before, times = contents(folder := paths[0].parent), [p.stat().st_mtime_ns for p in sorted(folder.iterdir())]
+    assert set(before) == {"figure2.png", "figure2.md"} and before["figure2.md"].startswith(b"**Figure 2. Masks of")
     figure.write("smoke", [0])
-    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths[0].parent.iterdir()} == before
+    assert contents(folder) == before and [p.stat().st_mtime_ns for p in sorted(folder.iterdir())] == times
     assert items.made("smoke") == {"figure-2": [0]}
 
 
 @pytest.mark.parametrize(
-    "number,words",
+    "number,failed,words",
     [
-        ("1", "--variant mask_rcnn --profile smoke --seeds 0"),
-        ("6", "predictions --variant bmask_rcnn_bce --profile smoke"),
+        ("1", False, "--variant mask_rcnn --profile smoke --seeds 0"),
+        ("6", False, "predictions --variant bmask_rcnn_bce --profile smoke"),
+        ("1", True, "iteration 7: no"),
     ],
 )
-def test_a_figure_whose_run_has_not_been_made_says_which_command_makes_it(output, number, words):
+def test_a_figure_says_which_run_has_failed_or_which_command_makes_it(output, number, failed, words):
+    published = runs.Run("mask_rcnn", "smoke", 0).published
+    if failed:
+        files.write_bytes(published, b'{"failed": "iteration 7: no"}')
     with pytest.raises(InputError, match=words):
         figures.named(number).write("smoke", [0])
-    assert not (output / "results").exists()
-
-
-def test_a_figure_of_a_failed_run_says_so(output):
-    files.write_bytes(runs.Run("mask_rcnn", "smoke", 0).published, b'{"failed": "iteration 7: no"}')
-    with pytest.raises(InputError, match="iteration 7: no"):
-        figures.named("1").write("smoke", [0])
+    assert [p for p in (output / "results").rglob("*.*")] == [published] * failed
 
 
 def test_the_boundary_targets_are_those_of_the_stored_masks(pictured):

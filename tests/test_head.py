@@ -1,7 +1,9 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -70,47 +72,63 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_every_switch_trains_all_of_its_parameters_and_predicts(switches):
-    head, features = make_head(**switches), make_features()
-    losses = head(features, make_proposals([3, 2]))
-    supervised = switches.get("supervision") != "none"
-    assert set(losses) == {"loss_mask"} | ({"loss_boundary"} if supervised else set())
-    sum(losses.values()).backward()
-    assert [n for n, p in head.named_parameters() if p.grad is None] == []
-    detections = head.eval()(features, make_detections([4, 1]))
-    assert [x.pred_masks.shape for x in detections] == [(4, 1, 28, 28), (1, 1, 28, 28)]
-    assert not detections[0].has("pred_boundaries")
+ROI = ShapeSpec(channels=8, height=14, width=14)
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=str)
-@pytest.mark.parametrize("counts", [[0, 3], [0, 0]], ids=["an image without", "a batch without"])
-def test_images_without_foreground_proposals(switches, counts):
-    head = make_head(**switches)
-    losses = head(make_features(), make_proposals(counts))
+def make_roi_head(kind, **options):
+    torch.manual_seed(0)
+    return kind(ROI, num_classes=3, conv_dims=[8] * 5, **options)
+
+
+def scored(make, *arguments):
+    """The head with Mask Scoring R-CNN's on top of it."""
+    iou_head = MaskIoUHead(in_channels=8, resolution=14, num_classes=3, conv_dim=8, fc_dim=16)
+    return make(*arguments, mask_iou_head=iou_head)
+
+
+MASK, BOTH = {"loss_mask"}, {"loss_mask", "loss_boundary"}
+HEADS = {
+    **{str(s): (partial(make_head, **s), MASK if s.get("supervision") == "none" else BOTH) for s in SWITCHES},
+    "sobel": (lambda: make_roi_head(SobelMaskHead), BOTH),
+    "sobel with mask scoring": (lambda: scored(make_roi_head, SobelMaskHead), BOTH | {"loss_mask_iou"}),
+    "mask scoring": (lambda: scored(make_roi_head, MaskScoringHead), MASK | {"loss_mask_iou"}),
+    "bmask with mask scoring": (lambda: scored(make_head), BOTH | {"loss_mask_iou"}),
+}
+
+
+def inputs_for(head, counts):
+    """What detectron2's RoI heads hand over: the feature maps, or the pooled features of the boxes."""
+    return make_features() if isinstance(head, BoundaryPreservingHead) else torch.randn(sum(counts), 8, 14, 14)
+
+
+@pytest.mark.parametrize("build,names", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("counts", [[3, 2], [0, 3], [0, 0]], ids=str)
+def test_every_head_trains_all_of_its_parameters_and_predicts_also_without_an_object(build, names, counts):
+    head = build()
+    losses = head(inputs_for(head, counts), make_proposals(counts))
+    assert set(losses) == names and all(torch.isfinite(x) for x in losses.values())
+    assert sum(counts) or all(x == 0 for x in losses.values())
     sum(losses.values()).backward()
-    assert all(torch.isfinite(x) for x in losses.values())
     # Every parameter has a gradient, or ranks of a distributed job would wait for each other.
     assert [n for n, p in head.named_parameters() if p.grad is None] == []
-    if sum(counts) == 0:
-        assert all(x == 0 for x in losses.values())
+    detections = make_detections(counts)
+    for x in detections:
+        x.scores = torch.full((len(x),), 0.5)
+    assert head.eval()(inputs_for(head, counts), detections) is detections
+    assert [x.pred_masks.shape for x in detections] == [(n, 1, 28, 28) for n in counts]
+    assert all(x.has("mask_scores") == ("loss_mask_iou" in names) for x in detections)
+    assert not any(x.has("pred_boundaries") for x in detections)
 
 
-def test_zero_detections():
-    head = make_head(output_boundaries=True).eval()
-    (detections,) = head(make_features(1), make_detections([0]))
-    assert detections.pred_masks.shape == detections.pred_boundaries.shape == (0, 1, 28, 28)
-
-
-def test_boundaries_are_given_on_request_and_do_not_change_the_masks():
-    for m2b, b2m in FUSIONS:
-        quiet, loud = (make_head(m2b_fusion=m2b, b2m_fusion=b2m, output_boundaries=o).eval() for o in (False, True))
-        torch.manual_seed(1)
-        features, detections = make_features(), make_detections([2, 2])
-        masks = [x.pred_masks for x in quiet(features, detections)]
-        output = loud(features, detections)
-        assert all(torch.equal(a, x.pred_masks) for a, x in zip(masks, output))
-        assert output[0].pred_boundaries.shape == (2, 1, 28, 28)
+@pytest.mark.parametrize("counts", [[2, 2], [0, 0]], ids=str)
+@pytest.mark.parametrize("m2b,b2m", FUSIONS)
+def test_boundaries_are_given_on_request_and_do_not_change_the_masks(m2b, b2m, counts):
+    quiet, loud = (make_head(m2b_fusion=m2b, b2m_fusion=b2m, output_boundaries=o).eval() for o in (False, True))
+    features, detections = make_features(), make_detections(counts)
+    masks = [x.pred_masks for x in quiet(features, detections)]
+    output = loud(features, detections)
+    assert all(torch.equal(a, x.pred_masks) for a, x in zip(masks, output))
+    assert [x.pred_boundaries.shape for x in output] == [(n, 1, 28, 28) for n in counts]
 
 
 @pytest.mark.parametrize("m2b,b2m", FUSIONS)
@@ -128,16 +146,19 @@ def test_a_branch_depends_on_the_other_through_its_fusion_alone(m2b, b2m):
     assert depends(mask, rb) == b2m
 
 
+def conv(head, name, x, **options):
+    layer = getattr(head, name)
+    return torch.nn.functional.conv2d(x, layer.weight, layer.bias, **options).relu()
+
+
 def test_the_fusion_is_equation_1():
     head = make_head(num_boundary_conv=0, b2m_fusion=False)
     rm, rb = torch.randn(2, 8, 14, 14), torch.randn(2, 8, 28, 28)
     fm = rm
     for k in range(4):
-        fm = torch.relu(getattr(head, f"mask_fcn{k + 1}").forward(fm))
-    convolved = torch.nn.functional.conv2d(fm, head.mask_to_boundary.weight, head.mask_to_boundary.bias)
-    rb_small = torch.nn.functional.conv2d(rb, head.downsample.weight, head.downsample.bias, stride=2, padding=1)
-    _, boundary = head.layers(rm, rb)
-    assert torch.allclose(boundary, convolved.relu() + rb_small.relu(), atol=1e-6)
+        fm = conv(head, f"mask_fcn{k + 1}", fm, padding=1)
+    expected = conv(head, "mask_to_boundary", fm) + conv(head, "downsample", rb, stride=2, padding=1)
+    assert torch.allclose(head.layers(rm, rb)[1], expected, atol=1e-6)
 
 
 def test_only_the_map_of_the_instances_class_is_predicted():
@@ -208,19 +229,10 @@ def test_a_second_pair_of_fusion_blocks_costs_next_to_nothing():
 def test_layers_have_the_names_of_the_released_weights():
     cfg = get_cfg()
     add_bmask_config(cfg)
-    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True])
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_MASK_HEAD.NAME = "BoundaryPreservingHead"
     cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
-    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
     prefix = "roi_heads.mask_head."
     for name in ("StandardROIHeads", "CascadeROIHeads"):
         cfg.MODEL.ROI_HEADS.NAME = name
@@ -258,17 +270,14 @@ def test_one_line_of_config_switches_the_head_on():
 
 def test_two_fusion_blocks_alternate_between_the_branches():
     head = make_head(num_fusion_blocks=2)
-    conv = lambda name, x, **k: torch.nn.functional.conv2d(  # noqa: E731
-        x, getattr(head, name).weight, getattr(head, name).bias, **k
-    ).relu()
     rm, rb = torch.randn(2, 8, 14, 14), torch.randn(2, 8, 28, 28)
-    mask, boundary = rm, conv("downsample", rb, stride=2, padding=1)
+    mask, boundary = rm, conv(head, "downsample", rb, stride=2, padding=1)
     for k in (1, 2, 3):
-        mask = conv(f"mask_fcn{k}", mask, padding=1)
-    boundary = conv("boundary_fcn1", conv("mask_to_boundary", mask) + boundary, padding=1)
-    mask = conv("mask_fcn4", conv("boundary_to_mask", boundary) + mask, padding=1)
-    boundary = conv("boundary_fcn2", conv("mask_to_boundary2", mask) + boundary, padding=1)
-    mask = conv("mask_final_fusion", conv("boundary_to_mask2", boundary) + mask, padding=1)
+        mask = conv(head, f"mask_fcn{k}", mask, padding=1)
+    boundary = conv(head, "boundary_fcn1", conv(head, "mask_to_boundary", mask) + boundary, padding=1)
+    mask = conv(head, "mask_fcn4", conv(head, "boundary_to_mask", boundary) + mask, padding=1)
+    boundary = conv(head, "boundary_fcn2", conv(head, "mask_to_boundary2", mask) + boundary, padding=1)
+    mask = conv(head, "mask_final_fusion", conv(head, "boundary_to_mask2", boundary) + mask, padding=1)
     for ours, expected in zip(head.layers(rm, rb), (mask, boundary)):
         assert torch.allclose(ours, expected, atol=1e-6)
 
@@ -295,58 +304,6 @@ def test_refined_masks_are_the_mean_of_mask_and_what_its_boundary_encloses(monke
         RefinedMasksHead(LEVELS, num_classes=3, conv_dim=8, supervision="mask")
 
 
-ROI = ShapeSpec(channels=8, height=14, width=14)
-
-
-def make_roi_head(kind, **options):
-    torch.manual_seed(0)
-    return kind(ROI, num_classes=3, conv_dims=[8] * 5, **options)
-
-
-def make_iou_head():
-    return MaskIoUHead(in_channels=8, resolution=14, num_classes=3, conv_dim=8, fc_dim=16)
-
-
-SYSTEMS = {
-    "sobel": (lambda: make_roi_head(SobelMaskHead), {"loss_mask", "loss_boundary"}),
-    "sobel with mask scoring": (
-        lambda: make_roi_head(SobelMaskHead, mask_iou_head=make_iou_head()),
-        {"loss_mask", "loss_boundary", "loss_mask_iou"},
-    ),
-    "mask scoring": (
-        lambda: make_roi_head(MaskScoringHead, mask_iou_head=make_iou_head()),
-        {"loss_mask", "loss_mask_iou"},
-    ),
-    "bmask with mask scoring": (
-        lambda: make_head(mask_iou_head=make_iou_head()),
-        {"loss_mask", "loss_boundary", "loss_mask_iou"},
-    ),
-}
-
-
-def inputs_for(head, counts):
-    """What detectron2's RoI heads hand over: the feature maps, or the pooled features of the boxes."""
-    return make_features() if isinstance(head, BoundaryPreservingHead) else torch.randn(sum(counts), 8, 14, 14)
-
-
-@pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("counts", [[3, 2], [0, 3], [0, 0]], ids=str)
-def test_every_head_trains_all_of_its_parameters_and_predicts(system, counts):
-    build, names = SYSTEMS[system]
-    head = build()
-    losses = head(inputs_for(head, counts), make_proposals(counts))
-    assert set(losses) == names and all(torch.isfinite(x) for x in losses.values())
-    sum(losses.values()).backward()
-    assert [n for n, p in head.named_parameters() if p.grad is None] == []
-    detections = make_detections(counts)
-    for x in detections:
-        x.scores = torch.full((len(x),), 0.5)
-    head.eval()(inputs_for(head, counts), detections)
-    assert [x.pred_masks.shape for x in detections] == [(n, 1, 28, 28) for n in counts]
-    assert all(x.has("mask_scores") == ("loss_mask_iou" in names) for x in detections)
-    assert not detections[0].has("pred_boundaries")
-
-
 def test_without_additions_the_head_is_mask_rcnns_to_the_bit():
     ours, theirs = make_roi_head(MaskScoringHead), make_roi_head(MaskRCNNConvUpsampleHead)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -362,19 +319,12 @@ def test_without_additions_the_head_is_mask_rcnns_to_the_bit():
     assert all(torch.equal(a.pred_masks, b.pred_masks) for a, b in zip(detections, copies))
 
 
-def test_the_sobel_heads_boundary_comes_from_the_mask_of_the_instances_class():
-    head = make_roi_head(SobelMaskHead, output_boundaries=True).eval()
-    features, detections = torch.randn(3, 8, 14, 14), make_detections([3])
-    (found,) = head(features, detections)
-    edges = sobel(found.pred_masks[:, 0])
-    expected = head.boundary_fcn2(head.boundary_fcn1(edges)).sigmoid()
-    assert torch.allclose(found.pred_boundaries, expected, atol=1e-6)
-
-
-def test_boundaries_start_undecided():
+def test_the_sobel_heads_boundary_comes_from_the_mask_of_the_instances_class_and_starts_undecided():
     """As masks do: otherwise the first steps would pull at the mask branch for a random boundary."""
     head = make_roi_head(SobelMaskHead, output_boundaries=True).eval()
     (found,) = head(torch.randn(3, 8, 14, 14), make_detections([3]))
+    expected = head.boundary_fcn2(head.boundary_fcn1(sobel(found.pred_masks[:, 0]))).sigmoid()
+    assert torch.allclose(found.pred_boundaries, expected, atol=1e-6)
     assert (found.pred_boundaries - 0.5).abs().max() < 0.01
 
 

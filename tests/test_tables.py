@@ -4,7 +4,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PATIENCE, complaint
+from conftest import PATIENCE, complaint, contents
 
 from bmask.errors import InputError
 from bmask.study import compare, config, cost, files, items, report, reproduce, runs, tables
@@ -32,25 +32,22 @@ def records(output):
     for seed in (0, 1):
         for k, variant in enumerate(rows[:4]):
             publish(variant, seed, 20 + k + 2 * seed * (k > 0) + 10 * seed, box_ap=40 + k)
-    failed = runs.Run(rows[2], "smoke", 1)
-    failed.published.unlink()
-    files.write_bytes(failed.published, b'{"failed": "iteration 7: loss_boundary not finite"}')
+    files.write_bytes(runs.Run(rows[2], "smoke", 1).published, b'{"failed": "iteration 7: loss_boundary not finite"}')
     return rows
 
 
 def test_a_table_is_means_and_differences_paired_by_seed_beside_the_papers(records):
     frame = TABLE.frame("smoke", [0, 1])
-    assert list(frame["variant"]) == records
-    assert list(frame["seeds"]) == [2, 2, 1, 2, 0]
-    first, second, third = frame.iloc[0], frame.iloc[1], frame.iloc[2]
+    assert list(frame["variant"]) == records and list(frame["seeds"]) == [2, 2, 1, 2, 0]
+    first, second, third, _, last = (row for _, row in frame.iterrows())
     assert (first["AP"], first["AP std"]) == (25.0, pytest.approx(50**0.5))
     # 21 - 20 and 33 - 30
     assert (second["dAP"], second["dAP std"]) == (2.0, pytest.approx(2**0.5))
     # One seed is left, and is compared with the same seed of the first row.
     assert third["dAP"] == 2.0 and third["APb"] == 42.0
-    assert (frame.iloc[4]["paper AP"], frame.iloc[4]["paper dAP"]) == (34.7, 1.5)
-    assert frame.iloc[2]["note"] == "seed 1: failed, iteration 7: loss_boundary not finite"
-    assert frame.iloc[4]["note"] == "seed 0: not run; seed 1: not run"
+    assert (last["paper AP"], last["paper dAP"]) == (34.7, 1.5)
+    assert third["note"] == "seed 1: failed, iteration 7: loss_boundary not finite"
+    assert last["note"] == "seed 0: not run; seed 1: not run"
 
 
 def shown(seeds, table=TABLE):
@@ -62,10 +59,8 @@ def shown(seeds, table=TABLE):
 def test_the_text_shows_both_and_says_what_is_missing(records):
     lines, text = shown([0, 1])
     assert lines[0] == ["", "", "AP", "AP75", "ΔAP", "ΔAP75"]
-    assert lines[2:4] == [
-        ["Mask R-CNN", "here", "25.0 ± 7.1", "31.0 ± 0.0", "", ""],
-        ["", "paper", "33.2", "34.9", "", ""],
-    ]
+    assert lines[2] == ["Mask R-CNN", "here", "25.0 ± 7.1", "31.0 ± 0.0", "", ""]
+    assert lines[3] == ["", "paper", "33.2", "34.9", "", ""]
     assert lines[4][:5] == ["+ boundary", "here", "27.0 ± 8.5", "31.0 ± 0.0", "+2.0"]
     assert lines[5] == ["", "paper", "33.9", "35.8", "+0.7", "+0.9"]
     assert "- + fusions, seed 1: failed, iteration 7: loss_boundary not finite" in text
@@ -73,28 +68,23 @@ def test_the_text_shows_both_and_says_what_is_missing(records):
 
 
 def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with_it(records, output):
-    before = {p: p.read_bytes() for p in (runs.results("smoke") / "runs").iterdir()}
+    before = contents(made := runs.results("smoke") / "runs")
     with runs.as_shipped(runs.shipped()):
         for variant in records[:2]:
             publish(variant, 0, 12.5 if variant == "mask_rcnn" else 13.0)
         TABLE.write("smoke", [0])
-    shipped = {p: p.read_bytes() for p in runs.shipped().rglob("*") if p.is_file()}
-    assert {p: p.read_bytes() for p in before} == before
+    shipped = contents(runs.shipped())
+    assert contents(made) == before
     lines, text = shown([0, 1])
-    assert [line[:3] for line in lines[2:8]] == [
-        ["Mask R-CNN", "here", "25.0 ± 7.1"],
-        ["", "shipped", "12.5"],
-        ["", "paper", "33.2"],
-        ["+ boundary", "here", "27.0 ± 8.5"],
-        ["", "shipped", "13.0"],
-        ["", "paper", "33.9"],
-    ]
+    assert [line[1] for line in lines[2:8]] == ["here", "shipped", "paper"] * 2
+    assert [line[0] for line in lines[2:8]] == ["Mask R-CNN", "", "", "+ boundary", "", ""]
+    assert [line[2] for line in lines[2:8]] == ["25.0 ± 7.1", "12.5", "33.2", "27.0 ± 8.5", "13.0", "33.9"]
     assert lines[6][4] == "+0.5" and "here: seeds 0, 1;" in text and "shipped: seed 0;" in text
     (path,) = TABLE.write("smoke", [0, 1])
     assert path == output / "results/local/smoke/table3.md"
     frame = pd.read_csv(path.with_suffix(".csv"))
     assert frame.loc[1, ["AP", "shipped AP", "shipped dAP"]].tolist() == [27.0, 13.0, 0.5]
-    assert {p: p.read_bytes() for p in shipped} == shipped
+    assert contents(runs.shipped()) == shipped
 
 
 def test_a_table_without_a_record_is_not_written(records, output):
@@ -114,8 +104,8 @@ def test_rows_that_have_seen_different_data_are_called_out(output):
     rows = TABLE.variants
     publish(rows[0], 0, 20.0)
     _, text = shown([0])
-    said = "here: seed 0; made on a laptop, at commit 0123abc, from data a data set."
-    assert said in " ".join(text.split()) and "different data" not in text
+    assert "here: seed 0; made on a laptop, at commit 0123abc, from data a data set." in " ".join(text.split())
+    assert "different data" not in text
     publish(rows[1], 0, 21.0, data="another")
     assert "The rows have seen different data" in shown([0])[1]
 
@@ -163,17 +153,14 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
         (["--table", "3", "--profile", "nuclei", "--data", "{}"], "instances_train.json"),
     ],
 )
-def test_wrong_input_on_the_command_line_is_one_sentence_and_status_2(
-    tmp_path, monkeypatch, capsys, arguments, message
-):
-    monkeypatch.setattr(runs, "OUTPUT", tmp_path / "output")
-    empty = tmp_path / "empty"
+def test_wrong_input_on_the_command_line_is_one_sentence_and_status_2(output, capsys, arguments, message):
+    empty = output / "empty"
     empty.mkdir()
     assert main(["run", *(a.format(empty) for a in arguments)]) == 2
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert line.startswith("bmask: ") and message in line and out == ""
-    assert not (tmp_path / "output").exists()
+    assert list(output.iterdir()) == [empty]
 
 
 def test_wrong_input_ends_the_process_with_status_2_and_no_stack_trace(bmask):
@@ -194,22 +181,23 @@ def resampled(output):
     return output
 
 
+def by_variant(seeds, number="3"):
+    return tables.named(number).frame("smoke", seeds).set_index("variant").loc
+
+
 def test_intervals_are_paired_over_images_and_draw_the_seeds(resampled):
     """What all models find hard about a resample, here 5 points, cancels; the two seeds, 1 and 3, do not."""
-    frame = TABLE.frame("smoke", [0, 1]).set_index("variant")
-    low, high = frame.loc["bmask_rcnn", ["dAP low", "dAP high"]]
+    low, high = by_variant([0, 1])["bmask_rcnn", ["dAP low", "dAP high"]]
     assert 0.7 < low < 1.0 and 3.0 < high < 3.3
-    frame = TABLE.frame("smoke", [0]).set_index("variant")
-    low, high = frame.loc["bmask_rcnn", ["dAP low", "dAP high"]]
-    assert (low, high) == (pytest.approx(1 - 1.96 * 0.1, abs=0.03), pytest.approx(1 + 1.96 * 0.1, abs=0.03))
-    assert pd.isna(frame.loc["mask_rcnn", "dAP low"]) and pd.isna(frame.loc["bmask_rcnn", "dAPb low"])
+    of_one = by_variant([0])
+    assert list(of_one["bmask_rcnn", ["dAP low", "dAP high"]]) == pytest.approx([0.804, 1.196], abs=0.03)  # 1.96 x 0.1
+    assert pd.isna(of_one["mask_rcnn", "dAP low"]) and pd.isna(of_one["bmask_rcnn", "dAPb low"])
 
 
-def test_intervals_of_records_from_other_data_or_without_resamples_are_not_made_up(resampled):
-    publish("bmask_rcnn", 1, 23.0, data="another", resamples=np.zeros(1000))
-    assert pd.isna(TABLE.frame("smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
-    publish("bmask_rcnn", 1, 23.0)
-    assert pd.isna(TABLE.frame("smoke", [0, 1]).set_index("variant").loc["bmask_rcnn", "dAP low"])
+@pytest.mark.parametrize("made", [{"data": "another", "resamples": np.zeros(1000)}, {}], ids=["other data", "none"])
+def test_intervals_of_records_from_other_data_or_without_resamples_are_not_made_up(resampled, made):
+    publish("bmask_rcnn", 1, 23.0, **made)
+    assert pd.isna(by_variant([0, 1])["bmask_rcnn", "dAP low"])
 
 
 @pytest.mark.parametrize("table", tables.known().values(), ids=tables.known())
@@ -237,11 +225,10 @@ def test_every_variant_is_in_a_table_or_figure():
 def test_published_rows_have_the_papers_numbers_alone(output):
     publish("mask_rcnn_800_r101", 0, 20.0)
     lines, text = shown([0], tables.named("2"))
-    cells = [line[:3] for line in lines]
+    cells, said = [line[:3] for line in lines], " ".join(text.split())
     assert ["MNC, R101", "paper", "24.6"] in cells
     at = cells.index(["Mask R-CNN*, R101", "here", "20.0"])
     assert cells[at + 1] == ["", "paper", "36.2"]
-    said = " ".join(text.split())
     assert "evaluation server" in said and "ResNet-34-FPN, 85 px: Mask R-CNN*, R101; BMask R-CNN, R101" in said
 
 
@@ -249,9 +236,7 @@ def test_rows_are_compared_with_the_baseline_of_the_same_backbone(output):
     publish("mask_rcnn", 0, 10.0)
     publish("mask_rcnn_800_r101", 0, 20.0)
     publish("bmask_rcnn_800_r101", 0, 21.5)
-    frame = tables.named("1").frame("smoke", [0]).set_index("variant")
-    assert frame.loc["bmask_rcnn_800_r101", "dAP"] == 1.5
-    assert frame.loc["bmask_rcnn_800_r101", "paper dAP"] == 1.7
+    assert list(by_variant([0], "1")["bmask_rcnn_800_r101", ["dAP", "paper dAP"]]) == [1.5, 1.7]
 
 
 def test_rows_of_ours_alone_have_no_number_of_the_papers(output):
