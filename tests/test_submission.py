@@ -199,18 +199,14 @@ def test_a_mask_shifted_by_a_fifth_counts_up_to_an_iou_of_two_thirds(truth):
     assert result["AP50"] == pytest.approx(100)
 
 
-def test_a_false_positive_that_ranks_first_leaves_a_quarter(truth):
+@pytest.mark.parametrize(("mask_scores", "ap"), [((), 25), ((0.9, 0.1), 100)])
+def test_a_false_positive_that_ranks_first_by_its_mask_score_or_score_leaves_a_quarter(truth, mask_scores, ap):
     """Recall 1 at precision 1/2, before it 0 at 0: cityscapesScripts makes 1/2 x 1/2 of it, COCO 1/2."""
-    car, wrong = detection(2, 26, (20, 40), (50, 80), 0.5), detection(2, 26, (45, 60), (90, 120), 0.9)
-    result = submission.cityscapes_average_precision([car, wrong], IMAGES[2:], truth)
-    assert result["per_class"]["car"] == pytest.approx(25)
-
-
-def test_mask_scores_rank_the_detections(truth):
-    car = detection(2, 26, (20, 40), (50, 80), 0.5, mask_score=0.9)
-    wrong = detection(2, 26, (45, 60), (90, 120), 0.9, mask_score=0.1)
-    result = submission.cityscapes_average_precision([car, wrong], IMAGES[2:], truth)
-    assert result["per_class"]["car"] > 50
+    found = [detection(2, 26, (20, 40), (50, 80), 0.5), detection(2, 26, (45, 60), (90, 120), 0.9)]
+    for one, score in zip(found, mask_scores):
+        one["mask_score"] = score
+    result = submission.cityscapes_average_precision(found, IMAGES[2:], truth)
+    assert result["per_class"]["car"] == pytest.approx(ap)
 
 
 def test_detections_on_groups_and_unlabelled_pixels_are_ignored(tmp_path):
@@ -223,17 +219,14 @@ def test_detections_on_groups_and_unlabelled_pixels_are_ignored(tmp_path):
     assert result["per_class"]["bicycle"] == 100
 
 
-def test_no_detection_and_none_but_ignored_ones_are_an_ap_of_0(truth):
-    """For the second cityscapesScripts' own code ends with an IndexError."""
-    unlabelled = detection(0, 26, (0, 8), (60, 90))
-    for detections in ([], [unlabelled]):
-        result = submission.cityscapes_average_precision(detections, IMAGES[:1], truth)
-        assert (result["AP"], result["AP50"], result["per_class"]["car"]) == (0, 0, 0)
-
-
-def test_images_without_objects_have_no_ap(truth):
-    result = submission.cityscapes_average_precision([], IMAGES[1:2], truth)
-    assert (result["AP"], result["AP50"], set(result["per_class"].values())) == (None, None, {None})
+@pytest.mark.parametrize(
+    ("found", "image", "ap"), [([], 0, 0), ([detection(0, 26, (0, 8), (60, 90))], 0, 0), ([], 1, None)]
+)
+def test_no_detection_or_none_but_ignored_ones_are_an_ap_of_0_and_none_without_objects(truth, found, image, ap):
+    """For ignored ones alone cityscapesScripts' own code ends with an IndexError."""
+    result = submission.cityscapes_average_precision(found, IMAGES[image : image + 1], truth)
+    assert (result["AP"], result["AP50"], result["per_class"]["car"]) == (ap, ap, ap)
+    assert image == 0 or set(result["per_class"].values()) == {None}
 
 
 def test_the_evaluation_prints_nothing_and_leaves_nothing(truth, tmp_path, monkeypatch, capfd, recwarn):
@@ -274,16 +267,11 @@ def test_zips_are_whole_or_not_there_and_the_same_bytes_each_time(tmp_path, monk
 # --- wrong input
 
 
-def test_an_image_without_annotation_is_one_sentence(truth):
+def test_without_an_annotation_or_cityscapesscripts_it_is_one_sentence(truth, monkeypatch):
+    call = lambda: submission.cityscapes_average_precision(perfect(), IMAGES, truth)  # noqa: E731
     gone = truth / "lindau" / f"{NAMES[2]}_gtFine_instanceIds.png"
     gone.unlink()
-    call = lambda: submission.cityscapes_average_precision(perfect(), IMAGES, truth)  # noqa: E731
     complaint(call, str(gone), IMAGES[2]["file_name"])
-
-
-def test_without_cityscapesscripts_it_is_one_sentence(truth, monkeypatch):
-    for name in list(sys.modules):
-        if name.startswith("cityscapesscripts"):
-            monkeypatch.setitem(sys.modules, name, None)
-    call = lambda: submission.cityscapes_average_precision(perfect(), IMAGES, truth)  # noqa: E731
+    for name in [name for name in sys.modules if name.startswith("cityscapesscripts")]:
+        monkeypatch.setitem(sys.modules, name, None)
     complaint(call, "cityscapesScripts pyquaternion")
