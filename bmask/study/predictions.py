@@ -84,13 +84,7 @@ class Predictions:
 
 
 def load_images(shown: Sequence[runs.Run]) -> Images:
-    """The images of runs whose predictions have been kept.
-
-    Raises:
-        InputError: they have not been kept, or are not the same for all of the runs.
-    """
-    for run in shown:
-        _check_kept(run)
+    """The images of runs whose predictions have been kept. Raises InputError where they are not the same for all."""
     images = [_read_images(folder) for folder in sorted({_path(run).parent for run in shown})]
     if len({x.fingerprint for x in images}) > 1:
         raise InputError(
@@ -120,7 +114,13 @@ def load(run: runs.Run, parts: Collection[str]) -> Predictions:
     Raises:
         InputError: these have not been kept, or belong to another training or data.
     """
-    _check_kept(run, parts)
+    kept = _kept(run)
+    if kept is None or not kept.issuperset(parts):
+        raise InputError(
+            f"the predictions of {run.name} have not been kept, or are of another training; `python -m bmask "
+            f"predictions --variant {run.variant} --profile {run.profile} --seeds {run.seed}` trains it, where that "
+            "has not been done, and keeps them"
+        )
     with np.load(_path(run)) as stored:
         arrays = {name: stored[name] for name in stored.files if name != "meta"}
     arrays |= {name: np.float32(arrays[name]) / (levels - 1) for name, levels in LEVELS.items() if name in arrays}
@@ -130,17 +130,8 @@ def load(run: runs.Run, parts: Collection[str]) -> Predictions:
 
 def load_all(wanted: Mapping[runs.Run, Collection[str]]) -> Tuple[Images, Dict[runs.Run, Predictions]]:
     """The images, and what runs predict for them; see :func:`load`."""
-    return load_images(list(wanted)), {run: load(run, parts) for run, parts in wanted.items()}
-
-
-def _check_kept(run: runs.Run, parts: Collection[str] = ()) -> None:
-    kept = _kept(run)
-    if kept is None or not kept.issuperset(parts):
-        raise InputError(
-            f"the predictions of {run.name} have not been kept, or are of another training; `python -m bmask "
-            f"predictions --variant {run.variant} --profile {run.profile} --seeds {run.seed}` trains it, where that "
-            "has not been done, and keeps them"
-        )
+    found = {run: load(run, parts) for run, parts in wanted.items()}
+    return load_images(list(wanted)), found
 
 
 def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) -> None:
@@ -269,6 +260,7 @@ def _predict(
     model = evaluate.load_model(cfg, run.trained_as.folder / "checkpoint.pth")
     mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.coco.truth(data.val.json))
     coarse = COCO(datasets.coco.truth(data.val_coarse.json)) if data.val_coarse else None
+    in_true_boxes = not {"masks", "boundaries", "quality"}.isdisjoint(parts)
     kept, found, annotated, measured = [], [], [], []
     for k, image in enumerate(dataset):
         bar.update()
@@ -280,7 +272,7 @@ def _predict(
             with torch.autocast(device, enabled=cfg.SOLVER.AMP.ENABLED):
                 return model.inference([inputs], given, do_postprocess=False)[0].to("cpu")
 
-        objects = _objects(truth, image)
+        objects = _objects(truth, image) if in_true_boxes else []
         shown = k < len(images.pictures)
         if shown and "found" in parts:
             detections = predict()
@@ -294,10 +286,10 @@ def _predict(
         predicted = predict([rois.to(device)])
         if shown:
             kept.append(predicted)
-            if coarse:
+            if coarse and "masks" in parts:
                 masks = np.array([mask for _, mask in _objects(coarse, image)])
                 annotated.append(_in_rois(masks, boxes))
-        if boundaries:
+        if boundaries and "quality" in parts:
             exact = _in_rois(np.array([mask for _, mask in objects]), boxes)
             targets = boundary_targets(torch.from_numpy(exact))
             measured.append((k, predicted.pred_boundaries[:, 0].float(), targets))

@@ -18,7 +18,7 @@ CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # of detectron2's ROIPooler: a box of 
 
 
 def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:
-    images = predictions.load_images(list(kept))
+    images = predictions.load_all(kept)[0]
     strategies = {run.variant: run.cfg for run in shown}
     levels = {v: [_levels(cfg, images, k) for k in range(len(images.pictures))] for v, cfg in strategies.items()}
     spread = [len(set(levels["bmask_rcnn_p2p5_14"][k])) for k in range(len(images.pictures))]
