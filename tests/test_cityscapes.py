@@ -13,6 +13,7 @@ from pycocotools import mask as rle_tools
 
 from bmask.study.datasets import Split, cityscapes
 from bmask.study.datasets.check import check_coco
+from bmask.study.datasets.coco import category_ids
 
 CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 CATEGORIES = list(zip((24, 25, 26, 27, 28, 31, 32, 33), CLASSES))
@@ -56,6 +57,7 @@ def test_converted_files_pass_the_data_check_and_hold_single_instances_and_group
         for k, city in enumerate(CITIES[split], 1)
     ]
     assert [(c["id"], c["name"]) for c in data["categories"]] == CATEGORIES
+    assert category_ids(data) == [category for category, _ in CATEGORIES]
     assert [a["id"] for a in data["annotations"]] == [1, 2, 3, 4, 5, 6]
     found = [(a["image_id"], a["category_id"], a["iscrowd"]) for a in data["annotations"]]
     assert found == [(1, 24, 1), (1, 33, 1), (1, 24, 0), (1, 24, 0), (1, 25, 0), (1, 26, 0)]

@@ -293,7 +293,8 @@ def test_a_cut_checkpoint_is_one_sentence_and_so_is_a_foreign_one(made, tmp_path
         (tmp_path / name).write_bytes(made[1].with_name(name).read_bytes())
     os.truncate(path, size)
     complaint(lambda: package.Predictor(path, device="cpu"), str(path), "cut off")
-    for content, words in (([1], "no state dict"), ({"model": {"a": torch.zeros(1)}}, "no parameter in")):
+    state = {"a": torch.zeros(1)}
+    for content, words in (([1], "no state dict"), ({"model": state}, "no parameter in"), (state, "no parameter in")):
         torch.save(content, path)
         complaint(lambda: package.Predictor(path, device="cpu"), str(path), words)
 
