@@ -77,6 +77,11 @@ def add_bmask_config(cfg: CN) -> None:
     cfg.MODEL.HRNET.PRETRAINED = False
 
 
+def without_weights(cfg: CN) -> None:
+    """Have a model start at random: nothing is fetched for it, or read."""
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = "", "", False
+
+
 def check_heads(cfg: CN, name) -> None:
     """Raise InputError where the configuration called ``name`` wants of its mask head what that cannot do."""
     head, boundary = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.BOUNDARY_MASK_HEAD
@@ -113,6 +118,10 @@ def from_text(text: str, name: str = "a record") -> CN:
         given = CN.load_cfg(text)
         given.pop("STUDY", None)  # data and schedule, which a model does not have
         cfg.merge_from_other_cfg(given)
+        head, switches = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.BOUNDARY_MASK_HEAD
+        if head.NAME == "BoundaryPreservingHead":  # had these heads as switches: in records of before
+            head.NAME = "FusionBlocksHead" if switches.NUM_FUSION_BLOCKS > 1 else head.NAME
+            head.NAME = "RefinedMasksHead" if switches.REFINE_MASKS else head.NAME
     except UNFIT as error:
         raise InputError(f"the configuration in {name} cannot be read ({one_line(error)}); give another") from error
     return cfg

@@ -33,6 +33,17 @@ def test_a_profile_of_your_own_is_resolved(profile):
 
 
 @pytest.mark.parametrize(
+    "variant,head", [("bmask_rcnn_two_fusion_blocks", "FusionBlocksHead"), ("bmask_rcnn_refined", "RefinedMasksHead")]
+)
+def test_the_configuration_of_a_record_of_before_has_the_head_that_was_a_switch(variant, head):
+    cfg = config.resolve(variant, "smoke")
+    assert cfg.MODEL.ROI_MASK_HEAD.NAME == head
+    before = cfg.dump().replace(head, "BoundaryPreservingHead")  # whole, as records had it
+    models = [config._flat(x.MODEL) for x in (from_text(before), from_text(config.to_text(cfg)), cfg)]
+    assert models[0] == models[1] == models[2]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "SMOKE\nSEED: !!python/object/apply:os.mkdir [{0}/ran]",

@@ -121,6 +121,8 @@ class Run:
         if not path.exists():
             return None
         record = json.loads(path.read_text())
+        if isinstance(record.get("losses"), list):  # in records of before
+            record["losses"] = by_term(record["losses"])
         found = {} if "failed" in record else _resamples(path.parents[1] / RESAMPLES, [self.name])
         for array in found.values():
             for key in array.dtype.names:
@@ -220,6 +222,11 @@ def publish(run: Run) -> None:
         arrays = {**_resamples(path, names), **ours}
         write_bytes(path, npz(dict(sorted(arrays.items()))))  # first: a record is never without
         write_bytes(run.published, record)
+
+
+def by_term(looks: List[Dict[str, float]]) -> Dict[str, List[float]]:
+    """Looks at the losses of a training, each ``iteration`` and loss terms by name, as a list for each name."""
+    return {name: [looked[name] for looked in looks] for name in looks[0]}
 
 
 def _resamples(path: Path, names: Optional[Collection[str]] = None) -> Dict[str, np.ndarray]:

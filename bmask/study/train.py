@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import released
 from ..errors import InputError, one_line
+from . import runs
 from .datasets.mapper import ImageMapper
 from .files import write_file
 
@@ -57,8 +58,8 @@ def train(
             have: losses are averaged over parts as over ranks.
 
     Returns:
-        ``losses``, by name of the term the mean over every ``STUDY.LOG_PERIOD`` iterations, to five decimals, and
-        ``iteration``, the last of these; ``validation``, the metrics with their ``iteration``;
+        ``losses``, by name of the term the mean over every ``STUDY.LOG_PERIOD`` iterations, and ``iteration``, the last
+        of these; ``validation``, the metrics with their ``iteration``;
         ``seconds_per_iteration``, the median; ``gpu_memory_mib``, the peak, on a GPU.
 
     Raises:
@@ -182,8 +183,7 @@ def train(
     comm.synchronize()
     if board:
         board.close()
-    losses = {name: [round(looked[name], 5) for looked in history] for name in history[0]}
-    result = {"losses": losses, "validation": validation}
+    result = {"losses": runs.by_term(history), "validation": validation}
     result["seconds_per_iteration"] = float(np.median(seconds))
     if cfg.MODEL.DEVICE == "cuda":
         result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
