@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from torch.nn import functional as F
 
 from .boundary import enclosed, sobel
-from .head import BoundaryPreservingHead
+from .head import BoundaryPreservingHead, fuse
 from .joint import JointHead, undecided
 from .losses import OPTIONS, check_options
 from .mask_scoring import MaskIoUHead, build_mask_iou_head
@@ -59,19 +59,13 @@ class FusionBlocksHead(BoundaryPreservingHead):
             self.blocks.append((self.mask_fcns[last - 1 if k else 0 : last], m2b, fcns, b2m))
 
     def layers(self, mask, boundary, with_boundary=True):
-        with_boundary |= self.blocks[0][3] is not None
+        with_boundary |= self.blocks[0][-1] is not None
         boundary = self.downsample(boundary) if with_boundary else None
-        for mask_fcns, m2b, boundary_fcns, b2m in self.blocks:
+        for mask_fcns, *fusion in self.blocks:
             for layer in mask_fcns:
                 mask = layer(mask)
-            if not with_boundary:
-                continue
-            if m2b is not None:
-                boundary = m2b(mask) + boundary
-            for layer in boundary_fcns:
-                boundary = layer(boundary)
-            if b2m is not None:
-                mask = b2m(boundary) + mask
+            if with_boundary:
+                mask, boundary = fuse(mask, boundary, *fusion)
         return self.mask_final_fusion(mask), boundary
 
 

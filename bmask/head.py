@@ -181,10 +181,16 @@ class BoundaryPreservingHead(JointHead, nn.Module):
             mask = layer(mask)
         if with_boundary or self.boundary_to_mask is not None:
             boundary = self.downsample(boundary)
-            if self.mask_to_boundary is not None:
-                boundary = self.mask_to_boundary(mask) + boundary  # Eq. 1
-            for layer in self.boundary_fcns:
-                boundary = layer(boundary)
-            if self.boundary_to_mask is not None:
-                mask = self.boundary_to_mask(boundary) + mask
+            mask, boundary = fuse(mask, boundary, self.mask_to_boundary, self.boundary_fcns, self.boundary_to_mask)
         return self.mask_final_fusion(mask), boundary
+
+
+def fuse(mask: torch.Tensor, boundary: torch.Tensor, m2b, boundary_fcns, b2m):
+    """A fusion block on the features of both branches, (R, D, M, M): M2B, convolutions, B2M; None for one left out."""
+    if m2b is not None:
+        boundary = m2b(mask) + boundary  # Eq. 1
+    for layer in boundary_fcns:
+        boundary = layer(boundary)
+    if b2m is not None:
+        mask = b2m(boundary) + mask
+    return mask, boundary
