@@ -84,7 +84,7 @@ detectron2-upstream:
 	  "git+https://github.com/facebookresearch/detectron2.git@$(DETECTRON2_COMMIT)"
 
 test: setup  ## run the tests, after a look at what imports what
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: setup  ## open JupyterLab on copies of the notebooks, at their table of contents

@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
-from .config import UNFIT, check_heads, default_config
+from .config import UNFIT, check_heads, default_config, without_weights
 from .errors import InputError, one_line
 
 # In some versions' checkpoints and not in others', and without effect on what a model of this configuration detects.
@@ -73,14 +73,16 @@ def load(config_file, weights, partial: bool = False, device: str = "auto") -> T
 
 
 def fill(
-    cfg: CfgNode, weights, partial: bool = False, device: str = "auto", name: object = "its record"
+    cfg: CfgNode, weights, partial: bool = False, device: str = "auto", config_file=None
 ) -> Tuple[CfgNode, torch.nn.Module, Report]:
-    """The model of a configuration called ``name``, with weights; otherwise as :func:`load`."""
+    """As :func:`load`, for the configuration of a file or, without, of the record of the run that has the weights."""
+    name = config_file or "its record"
+    hint = "give the configuration that belongs to it, or accept that with --partial"
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = choose_device(device)
-    # No other weights than the file's: not fetched, not to be taken for the model's.
-    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.HRNET.PRETRAINED = str(weights), "", False
+    without_weights(cfg)  # no other than the file's
+    cfg.MODEL.WEIGHTS = str(weights)  # not to be taken for others
     cfg.freeze()
     checkpoint = read_checkpoint(Path(weights))
     try:
@@ -98,8 +100,8 @@ def fill(
         raise InputError(f"no parameter in {weights} fits the model of {name}; give the checkpoint that belongs to it")
     if not (partial or report.complete):
         raise InputError(
-            f"{weights} does not match the model of {name}: {', '.join(report.flaws())}; give the configuration that "
-            "belongs to it, or accept that with --partial"
+            f"{weights} does not match the model of {name}: {', '.join(report.flaws())}; "
+            + (hint if config_file else "give the checkpoint that belongs to it")
         )
     return cfg, model.eval(), report
 

@@ -23,6 +23,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..config import without_weights
 from . import config, runs
 from .files import write_bytes
 
@@ -133,7 +134,7 @@ def measure(profile: str, device: str) -> Dict:
 
 def _cfg(profile: str, variant: str, device: str) -> CfgNode:
     cfg = runs.on_device(config.resolve(variant, profile), device)
-    cfg.MODEL.HRNET.PRETRAINED = False
+    without_weights(cfg)
     return cfg
 
 

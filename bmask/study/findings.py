@@ -135,7 +135,8 @@ def to_markdown(profiles: List[str]) -> str:
         for k, comparison in enumerate(claim.comparisons):
             unit = " px" if comparison.metric == "thickness" else ""
             cells = [claim.text if k == 0 else "", comparison.text.replace("vs", "over")]
-            cells.append("–" if comparison.paper is None else f"{comparison.paper:+.1f}")
+            paper = comparison.paper
+            cells.append("–" if paper is None else f"{paper:+.1f}")
             for profile in profiles:
                 found = comparison.find(profile)
                 cells.append("–" if found is None else _cell(found, unit))

@@ -160,26 +160,23 @@ def _parse(json_file: Path) -> Any:
     collecting = gc.isenabled()
     gc.disable()  # millions of new lists and no garbage: collecting takes most of the time for COCO train2017
     try:
-        if json_file.exists() and not json_file.is_file():
-            raise InputError(f"the annotation file {json_file} cannot be read: it is no file; give a JSON file")
-        raw = json_file.read_bytes()
-        encoding = json.detect_encoding(raw)
-        return json.loads(raw.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict"))
+        if json_file.is_file() or not json_file.exists():
+            raw = json_file.read_bytes()
+            encoding = json.detect_encoding(raw)
+            return json.loads(raw.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict"))
+        wrong = "cannot be read: it is no file; give a JSON file"
     except FileNotFoundError:
-        raise InputError(f"the annotation file {json_file} does not exist; check its path") from None
+        wrong = "does not exist; check its path"
     except OSError as error:
-        raise InputError(
-            f"the annotation file {json_file} cannot be read ({error.strerror}); check its permissions"
-        ) from None
+        wrong = f"cannot be read ({error.strerror}); check its permissions"
     except RecursionError:
-        raise InputError(f"the annotation file {json_file} is nested too deeply; write it again") from None
+        wrong = "is nested too deeply; write it again"
     except ValueError as error:
-        raise InputError(
-            f"the annotation file {json_file} is not JSON, or cut off ({error}); write or download it again"
-        ) from None
+        wrong = f"is not JSON, or cut off ({error}); write or download it again"
     finally:
         if collecting:
             gc.enable()
+    raise InputError(f"the annotation file {json_file} {wrong}")
 
 
 def _whole(value: Any) -> Any:
