@@ -14,7 +14,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode as CN
 from detectron2.engine import DefaultTrainer
 
-from ..config import UNFIT, check_heads, default_config
+from ..config import UNFIT, check_heads, default_config, without_weights
 from ..errors import InputError, one_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,6 +23,8 @@ T = TypeVar("T")
 # Everything that is written goes under this folder: data/, profiles/, runs/ and results/.
 OUTPUT = Path(os.environ.get("BMASK_OUTPUT") or REPOSITORY)
 LARGEST_SEED = 2**32 - 1  # that numpy takes
+# What may follow the name of a profile, see :func:`resolve`.
+DERIVED = r"(-heldout)?(?:-(\d+\.?\d*)x)?(?:-lr(\d*\.?\d+))?(?:-batch([1-9]\d*))?"
 # What changes where and how fast a run is computed, but not what is computed. Other backbones are what a variant may
 # ask for, and count where one does, by what they set; what data are counts by their fingerprint.
 NOT_IDENTITY = (
@@ -34,6 +36,8 @@ NOT_IDENTITY = (
     "STUDY.LOG_PERIOD",
     "STUDY.COST_INPUT",
     "STUDY.DEEPER_RESNET",
+    "STUDY.DEEPER_TIMM.NAME",
+    "STUDY.DEEPER_TIMM.WEIGHTS",
     "STUDY.HRNET",
     "STUDY.OWN.TRAIN_JSON",
     "STUDY.OWN.TRAIN_IMAGES",
@@ -60,6 +64,8 @@ def add_study_config(cfg: CN) -> None:
     # How far the polygons that are trained on may be off, as a share of the square root of the object's area; 0 trains
     # on the exact masks. Tested on exact masks always, and then on polygons as coarse as well (Section 4.4).
     cfg.STUDY.SHAPES.COARSENESS = 0.0
+    # Train on four fifths of the training images and test on the others: what a schedule is chosen on.
+    cfg.STUDY.HELD_OUT = False
     # Leave out annotations with an empty mask instead of refusing the data: COCO's own release has a few.
     cfg.STUDY.DROP_ZERO_AREA = False
     # "sgd", the paper's, or "adamw", which learns from scratch in some hundred iterations where SGD does not.
@@ -68,12 +74,14 @@ def add_study_config(cfg: CN) -> None:
     cfg.STUDY.THREADS = 1
     # Iterations between two looks at the losses.
     cfg.STUDY.LOG_PERIOD = 10
-    # What a variant may change of its profile, for Table 1: the backbone, "resnet" (the profile's), "deeper_resnet" or
-    # "hrnet", and the factor of the input size.
+    # What a variant may change of its profile: the backbone, "resnet" (the profile's, whatever it is), "deeper_resnet",
+    # "hrnet" (Table 1) or "scratch" (the profile's without its weights), and the factor of the input size.
     cfg.STUDY.BACKBONE = "resnet"
     cfg.STUDY.INPUT_SCALE = 1.0
-    # Depth and name of these other backbones in the profile: the paper's where it does not say otherwise.
+    # These other backbones in the profile, a ResNet's depth, timm's network and HRNet's name: the paper's where it does
+    # not say otherwise.
     cfg.STUDY.DEEPER_RESNET = 101
+    cfg.STUDY.DEEPER_TIMM = CN({"NAME": "", "WEIGHTS": ""})
     cfg.STUDY.HRNET = "hrnet_w32"
     # A variant with the weights of this one, which differs at inference alone: nothing more is trained.
     cfg.STUDY.TRAINED_AS = ""
@@ -85,15 +93,17 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     """The whole configuration of one run.
 
     detectron2's Mask R-CNN with ResNet-50-FPN and its 1x schedule, then the profile, then the variant, then
-    the seed. ``PROFILE-batchN`` is the profile with N images a batch, by the linear scaling rule.
+    the seed. A profile's name may be followed by these, in this order: ``-heldout``, tested on a fifth of the training
+    images, which it is not trained on; ``-Fx``, F times as long; ``-lrR``, learning rate R; ``-batchN``, N images a
+    batch, by the linear scaling rule.
 
     Raises:
         InputError: there is no such variant or profile, or a file does not fit.
     """
+    name, heldout, times, rate, batch = re.fullmatch(rf"(.*?){DERIVED}", profile, re.DOTALL).groups()
     cfg = _defaults()
     _merge(cfg, Path(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")))
-    scaled = re.fullmatch(r"(.+)-batch([1-9]\d*)", profile)
-    _merge(cfg, _find("profile", scaled[1] if scaled else profile))
+    _merge(cfg, _find("profile", name))
     _merge(cfg, _find("variant", variant))
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"SEED is {seed}; give a whole number from 0 to {LARGEST_SEED}")
@@ -105,8 +115,14 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     check_heads(cfg, variant)
-    if scaled:
-        cfg = scale_batch(cfg, int(scaled[2]))
+    cfg.STUDY.HELD_OUT = bool(heldout)
+    if times:
+        solver, times = cfg.SOLVER, float(times)
+        solver.MAX_ITER, solver.STEPS = round(times * solver.MAX_ITER), tuple(round(times * s) for s in solver.STEPS)
+    if rate:
+        cfg.SOLVER.BASE_LR = float(rate)
+    if batch:
+        cfg = scale_batch(cfg, int(batch))
     if min(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) < 1:
         raise InputError(
             f"the profile {profile} has {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images a batch; "
@@ -142,7 +158,9 @@ def _kind(value) -> str:
 
 def _set_backbone(cfg: CN) -> None:
     study, model = cfg.STUDY, cfg.MODEL
-    if study.BACKBONE == "deeper_resnet":
+    if study.BACKBONE == "deeper_resnet" and model.BACKBONE.NAME == "build_timm_fpn_backbone":
+        model.TIMM.update(study.DEEPER_TIMM)
+    elif study.BACKBONE == "deeper_resnet":
         model.WEIGHTS = model.WEIGHTS.replace(f"R-{model.RESNETS.DEPTH}.", f"R-{study.DEEPER_RESNET}.")
         model.RESNETS.DEPTH = study.DEEPER_RESNET
     elif study.BACKBONE == "hrnet":
@@ -151,9 +169,14 @@ def _set_backbone(cfg: CN) -> None:
             model.WEIGHTS, model.HRNET.PRETRAINED = "", True
             cfg.INPUT.FORMAT = "RGB"
             model.PIXEL_MEAN, model.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+        else:
+            model.RESNETS.NORM, model.BACKBONE.FREEZE_AT = "BN", 0
+    elif study.BACKBONE == "scratch":
+        without_weights(cfg)
+        model.RESNETS.NORM, model.BACKBONE.FREEZE_AT = "BN", 0
     elif study.BACKBONE != "resnet":
         raise InputError(
-            f"STUDY.BACKBONE is {study.BACKBONE!r}, which is not known; choose resnet, deeper_resnet or hrnet"
+            f"STUDY.BACKBONE is {study.BACKBONE!r}, which is not known; choose resnet, deeper_resnet, hrnet or scratch"
         )
 
 
@@ -235,8 +258,8 @@ def check_name(name: str) -> None:
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
         raise InputError(f"the name {name!r} is no name for files; choose one of letters, digits, - and _ with --name")
-    if re.search(r"-batch\d*$", name):
-        raise InputError(f"the name {name!r} would be read as a number of images a batch; choose another with --name")
+    if re.search(r"-(batch\d*|lr[\d.]+|heldout|[\d.]+x)$", name):
+        raise InputError(f"the name {name!r} would be read as another profile's, changed; choose another with --name")
     taken = {path.stem.lower() for path in (EXPERIMENTS / "profiles").glob("*.yaml")} | {"local"}
     if name.lower() in taken:
         raise InputError(f"there is a profile {name} already, the repository's own; choose another with --name")

@@ -1,6 +1,7 @@
 """Where the data of a configuration lies, in COCO format, and whether it is fit to be used."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -9,9 +10,13 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle_tools
 
 from ...errors import InputError
+from ..files import write_bytes
 from . import cityscapes, shapes
 from .check import check_coco
 from .coco import category_ids, fingerprint, read
+
+
+OF_IMAGE = {"images": "id", "annotations": "image_id"}  # where the two lists of a file have an image's number
 
 
 class Split(NamedTuple):
@@ -182,8 +187,22 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES in the profile"
             )
         ids[name] = category_ids(content)
+    if cfg.STUDY.HELD_OUT:
+        splits = _held_out(splits["train"], output)
     files = fingerprint(splits["train"].json, splits["val"].json)
     return Data(**splits, fingerprint=files, category_ids=ids["val"])
+
+
+def _held_out(train: Split, output: Path) -> Dict[str, Split]:
+    """Every fifth image of a split to test on, the others to train on; written under ``output``."""
+    content = read(train.json, ("images", "categories"))
+    numbers = sorted(image["id"] for image in content["images"])
+    halves, folder = {"val": {*numbers[::5]}}, output / "data" / f"heldout-{fingerprint(train.json)}"
+    halves["train"] = {*numbers} - halves["val"]
+    for name, kept in halves.items():
+        half = {key: [x for x in content[key] if x[number] in kept] for key, number in OF_IMAGE.items()}
+        write_bytes(folder / f"instances_{name}.json", json.dumps({**content, **half}).encode())
+    return {name: Split(folder / f"instances_{name}.json", train.images) for name in halves}
 
 
 def _existing(folder: Path, hint: str) -> Path:
