@@ -40,14 +40,15 @@ help:  ## list the targets and variables
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
 	@echo
 	@echo "Variables, with their defaults:"
-	@echo "  PROFILE=cpu     smoke, cpu, gpu, nuclei, nuclei_3x, paper or paper_cityscapes: data, backbone, schedule;"
-	@echo "                  such as paper-batch8 for another number of images a batch (linear scaling rule)"
+	@echo "  PROFILE=cpu     smoke, cpu, coco_person, nuclei, cpu_scratch, gpu_scratch, paper or paper_cityscapes: data,"
+	@echo "                  backbone, schedule; such as cpu-samedetector for one detector under all mask heads,"
+	@echo "                  or paper-batch8 for another number of images a batch (linear scaling rule)"
 	@echo "  SEEDS=0         runs of each row, such as 0,1,2"
 	@echo "  DEVICE=auto     cpu or cuda"
 	@echo "  NUM_GPUS=1      GPUs of one run (with DEVICE=cpu: processes)"
 	@echo "  ACCUMULATE=1    parts of each batch that are taken one after the other, for less memory"
 	@echo "  JOBS=0          runs at a time; 0: one a core, or one on a GPU"
-	@echo "  DATA=           folder of the data set, for nuclei, paper and paper_cityscapes"
+	@echo "  DATA=           folder of the data set, for coco_person, nuclei, paper and paper_cityscapes"
 	@echo "  REUSE=          1 takes the shipped records instead of training anew"
 	@echo "  LAUNCHER=local  slurm makes each run a job of the Slurm cluster that this machine belongs to, and"
 	@echo "  SLURM=          has what jobs are submitted with, such as \"partition=gpu time=600 mem=32G\""
@@ -111,6 +112,7 @@ reproduce-table-7: ## boundary losses
 reproduce-table-8: ## computation cost
 reproduce-table-9: ## Cityscapes
 reproduce-sobel: ## the Sobel mask head, and refined masks
+reproduce-gradients: ## what a boundary loss does to a backbone, from ImageNet weights and from scratch
 reproduce-release: ## the authors' detectron2 release: PointRend and cascades as well
 reproduce-figure-1: ## AP at each IoU threshold
 reproduce-figure-2: ## masks of Mask R-CNN and BMask R-CNN (Figs. 2, 3 and 8)
@@ -118,11 +120,12 @@ reproduce-figure-5: ## RoI features for the boundary
 reproduce-figure-6: ## what each boundary loss does to the boundary
 reproduce-figure-7a: ## coarse annotations, precise predictions (Section 4.4)
 reproduce-figure-7b: ## the Sobel mask head
+reproduce-figure-precise: ## what is gained on coarse and on precise truth, on photographs
 reproduce-figure-curves: ## losses and AP during the training
 reproduce-all: ## every table and figure, each run once, and a page of them
 
-TABLES = $(addprefix table-,1 2 3 4 5 6 7 8 9) sobel release
-FIGURES = $(addprefix figure-,1 2 5 6 7a 7b curves)
+TABLES = $(addprefix table-,1 2 3 4 5 6 7 8 9) sobel gradients release
+FIGURES = $(addprefix figure-,1 2 5 6 7a 7b precise curves)
 REPRODUCE = $(addprefix reproduce-,$(TABLES) $(FIGURES) all)
 .PHONY: $(REPRODUCE)
 $(REPRODUCE): reproduce-%: setup

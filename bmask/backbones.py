@@ -46,7 +46,8 @@ class TimmNetwork(Backbone):
             self.body.load_state_dict({key: whole[key] for key in self.body.state_dict()})
         if freeze_at:
             self.body.eval()
-            self.body(torch.zeros(1, in_channels, 64, 64))[self.strides.index(2**freeze_at)].sum().backward()
+            with torch.enable_grad():
+                self.body(torch.zeros(1, in_channels, 64, 64))[self.strides.index(2**freeze_at)].sum().backward()
             self.body.train()
             for parameter in self.body.parameters():
                 parameter.requires_grad_(parameter.grad is None)

@@ -7,12 +7,12 @@ from conftest import complaint, contents
 
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
-from bmask.study import figures, files, items, predictions, runs
+from bmask.study import figures, files, items, predictions, runs, true_boxes
 from bmask.study.evaluate import boundary_quality
 from bmask.study.figures import boundary_losses, roi_features, style, training_curves
+from bmask.study.true_boxes import SIDE
 
 IOUS = [f"{iou:.2f}" for iou in np.arange(0.5, 1, 0.05)]
-SIDE = predictions.SIDE
 
 
 def publish(variant, seed, ap, gain_at_75=0.0, spread=0.1, **more):
@@ -122,7 +122,7 @@ def pictured(monkeypatch):
             masks.append(mask)
             boxes.append([x - 4, 6, x + 24 + k, 34 + k])
     boxes = np.array(boxes, np.float32)
-    rois = np.stack([predictions._in_rois(m[None], b[None])[0] for m, b in zip(masks, boxes)])
+    rois = np.stack([true_boxes.in_rois(m[None], b[None])[0] for m, b in zip(masks, boxes)])
     images = predictions.Images(pictures, masks, boxes, np.repeat(range(3), 2), np.zeros(6, int), rois, "data")
     truth = torch.from_numpy(images.roi_boundaries).float()
     thick = torch.nn.functional.max_pool2d(truth, 3, stride=1, padding=1)

@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 from bmask.errors import InputError
 from bmask.study import datasets, evaluate, predictions, runs
 from bmask.study.launch import work
-from bmask.study.predictions import PARTS, SIDE
+from bmask.study.predictions import PARTS
+from bmask.study.true_boxes import SIDE
 
 CPU = runs.Options(device="cpu")
 RUN = runs.Run("bmask_rcnn_coarse08", "smoke", 0)

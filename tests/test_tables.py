@@ -147,7 +147,7 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
     [
         (["--table", "3", "--data", "{}"], "this profile makes its own data"),
         (["--table", "33"], "did you mean '3'"),
-        (["--table", "3", "--profile", "cpu-batch0"], "did you mean 'cpu'"),
+        (["--table", "3", "--profile", "cpu-batch0"], "did you mean 'cpu_scratch'"),
         (["--variant", "bmask_rcn"], "did you mean 'bmask_rcnn'"),
         (
             ["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"],
@@ -232,7 +232,7 @@ def test_published_rows_have_the_papers_numbers_alone(output):
     assert ["MNC, R101", "paper", "24.6"] in cells
     at = cells.index(["Mask R-CNN*, R101", "here", "20.0"])
     assert cells[at + 1] == ["", "paper", "36.2"]
-    assert "evaluation server" in said and "ResNet-34-FPN, 85 px: Mask R-CNN*, R101; BMask R-CNN, R101" in said
+    assert "evaluation server" in said and "efficientnet_lite2-FPN, 85 px: Mask R-CNN*, R101; BMask R-CNN, R101" in said
 
 
 def test_rows_are_compared_with_the_baseline_of_the_same_backbone(output):

@@ -75,10 +75,10 @@ def _refusal(error: cyclopts.CycloptsError) -> InputError:
 Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value))]
 Split = Annotated[Tuple[str, str], Parameter(help="a folder of images and its instance file")]
 Flag = Annotated[bool, Parameter(show_default=False)]
-ITEM = "a table, 1 to 9, sobel or release; a figure, figure-1, -2, -5, -6, -7a, -7b or -curves; or all"
+ITEM = "a table, 1 to 9, sobel, gradients or release; a figure, figure-1, -2, -5, -6, -7a, -7b, -precise or -curves; or all"
 Item = Annotated[str, Parameter(help=ITEM, required=True)]
-Table = Annotated[str, Parameter(help="1 to 9, sobel or release")]
-Figure = Annotated[str, Parameter(help="1, 2, 5, 6, 7a, 7b or curves")]
+Table = Annotated[str, Parameter(help="1 to 9, sobel, gradients or release")]
+Figure = Annotated[str, Parameter(help="1, 2, 5, 6, 7a, 7b, precise or curves")]
 Variant = Annotated[str, Parameter(help="a file of experiments/variants/")]
 Variants = Annotated[Variant, Parameter(required=True)]
 Profile = Annotated[str, Parameter(help="a file of experiments/profiles/; NAME-batchN has N images a batch")]

@@ -25,6 +25,16 @@ METRICS = {
     # measured with coarse annotations as truth (Section 4.4)
     "AP_coarse": ("segm_coarse", "AP"),
     "AP75_coarse": ("segm_coarse", "AP75"),
+    # of masks in true boxes; see bmask.study.true_boxes
+    "IoU": ("true_boxes", "IoU"),
+    "IoU75": ("true_boxes", "IoU75"),
+    "F": ("true_boxes", "F"),
+    # on a second test set
+    "AP_second": ("segm_second", "AP"),
+    "AP75_second": ("segm_second", "AP75"),
+    "IoU_second": ("true_boxes_second", "IoU"),
+    "IoU75_second": ("true_boxes_second", "IoU75"),
+    "F_second": ("true_boxes_second", "F"),
 }
 
 

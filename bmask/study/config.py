@@ -24,7 +24,7 @@ T = TypeVar("T")
 OUTPUT = Path(os.environ.get("BMASK_OUTPUT") or REPOSITORY)
 LARGEST_SEED = 2**32 - 1  # that numpy takes
 # What may follow the name of a profile, see :func:`resolve`.
-DERIVED = r"(-heldout)?(?:-(\d+\.?\d*)x)?(?:-lr(\d*\.?\d+))?(?:-batch([1-9]\d*))?"
+DERIVED = r"(-heldout)?(?:-(\d+\.?\d*)x)?(?:-lr(\d*\.?\d+))?(-samedetector)?(?:-batch([1-9]\d*))?"
 # What changes where and how fast a run is computed, but not what is computed. Other backbones are what a variant may
 # ask for, and count where one does, by what they set; what data are counts by their fingerprint.
 NOT_IDENTITY = (
@@ -66,6 +66,8 @@ def add_study_config(cfg: CN) -> None:
     cfg.STUDY.SHAPES.COARSENESS = 0.0
     # Train on four fifths of the training images and test on the others: what a schedule is chosen on.
     cfg.STUDY.HELD_OUT = False
+    # The protocol of the same detector: no gradient of the mask head reaches what is before it.
+    cfg.STUDY.SAME_DETECTOR = False
     # Leave out annotations with an empty mask instead of refusing the data: COCO's own release has a few.
     cfg.STUDY.DROP_ZERO_AREA = False
     # "sgd", the paper's, or "adamw", which learns from scratch in some hundred iterations where SGD does not.
@@ -100,7 +102,7 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     Raises:
         InputError: there is no such variant or profile, or a file does not fit.
     """
-    name, heldout, times, rate, batch = re.fullmatch(rf"(.*?){DERIVED}", profile, re.DOTALL).groups()
+    name, heldout, times, rate, same, batch = re.fullmatch(rf"(.*?){DERIVED}", profile, re.DOTALL).groups()
     cfg = _defaults()
     _merge(cfg, Path(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")))
     _merge(cfg, _find("profile", name))
@@ -115,7 +117,7 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     check_heads(cfg, variant)
-    cfg.STUDY.HELD_OUT = bool(heldout)
+    cfg.STUDY.HELD_OUT, cfg.STUDY.SAME_DETECTOR = bool(heldout), bool(same)
     if times:
         solver, times = cfg.SOLVER, float(times)
         solver.MAX_ITER, solver.STEPS = round(times * solver.MAX_ITER), tuple(round(times * s) for s in solver.STEPS)
@@ -130,6 +132,11 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
         )
     cfg.freeze()
     return cfg
+
+
+def same_detector(profile: str) -> str:
+    """The name of a profile with the protocol of the same detector."""
+    return re.sub(r"(-batch\d+)?$", r"-samedetector\1", profile, count=1)
 
 
 def _merge(cfg: CN, path: Path) -> None:

@@ -51,7 +51,8 @@ def write_profile(
 
     Args:
         train, val: the splits and what was found in them.
-        device: "cuda": the paper's network, from ImageNet weights; "cpu": that of the nuclei, from scratch.
+        device: "cuda": the paper's network, from ImageNet weights; "cpu": that of the nuclei. Both start from
+            ImageNet weights.
         batch: images a batch, the whole batch; 0: 16, or 2 on the CPU.
         iterations: length of the training; 0: as long as the paper's, in passes over the data.
 
@@ -132,7 +133,7 @@ def _choose(found: Survey, most: int, device: str, batch: int, iterations: int) 
     }
     why = f"{EPOCHS} passes over {number} images, as in the paper, but at least {least}"
     chosen = (
-        f"{'ResNet-50-FPN from ImageNet weights' if gpu else 'ResNet-18-FPN from scratch, for a CPU'}, "
+        f"{'ResNet-50' if gpu else 'EfficientNet-Lite0'}-FPN from ImageNet weights{'' if gpu else ', for a CPU'}, "
         f"{len(found.classes)} classes; input {side} (median shorter side of the images {shorter:.0f}); anchors from "
         f"{first} pixels (a tenth of the objects is below {small:.0f}); {batch} images a batch, learning rate {rate:g} "
         f"(in proportion to the batch); {length} iterations ({'as asked' if iterations else why})"

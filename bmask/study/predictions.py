@@ -14,7 +14,6 @@ from typing import Collection, Dict, List, Mapping, Optional, Sequence, Set, Tup
 import cv2
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
 from faster_coco_eval import COCO
 from tqdm.auto import tqdm
 
@@ -22,14 +21,13 @@ from ..boundary import boundary_targets
 from ..config import predicts_boundaries
 from ..errors import InputError
 from ..images import read_image
-from . import datasets, evaluate, runs
+from . import datasets, evaluate, runs, true_boxes
 from .datasets.coco import fingerprint
 from .datasets.mapper import ImageMapper
 from .files import npz, write_bytes
 
 MAX_IMAGES, MAX_OBJECTS = 24, 150  # the first images, as long as they have no more objects
 MIN_SCORE = 0.3  # detections below are not kept
-SIDE = 28  # of the RoIs, in pixels
 # What can be kept of a run. Masks and boundaries: in the true boxes. Quality: of the boundaries, with the calibration.
 PARTS = ("masks", "boundaries", "found", "quality")
 IMAGES = "pictures.npz"
@@ -219,35 +217,18 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
         quality = 90 if max(picture.shape) < 256 else 75
         options = (cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
         arrays[f"picture{k}"] = cv2.imencode(".jpg", picture, options)[1]
-        for annotation, mask in _objects(truth, image):
+        for annotation, mask in true_boxes.objects(truth, image):
             masks.append(mask)
             image_of.append(k)
             classes.append(annotation["category_id"])
-            boxes.append(_corners(annotation))
-    rois = [_in_rois(mask[None], box[None])[0] for mask, box in zip(masks, np.array(boxes))]
+            boxes.append(true_boxes.corners(annotation))
+    rois = [true_boxes.in_rois(mask[None], box[None])[0] for mask, box in zip(masks, np.array(boxes))]
     arrays |= {"boxes": np.array(boxes, np.float32), "image_of": np.array(image_of)}
     arrays |= {"classes": np.array(classes), "roi_masks": np.array(rois)}
     arrays["masks"] = np.packbits(np.concatenate([mask.ravel() for mask in masks]))
     meta = {"fingerprint": known, "pictures": sum(name.startswith("picture") for name in arrays)}
     write_bytes(path, _packed(arrays, meta))
     return _read_images(path.parent)
-
-
-def _objects(truth: COCO, image: Dict):
-    """The annotations of an image that have a box and are no crowds, in detectron2's form, and their masks (H, W)."""
-    stored = [a for a in truth.imgToAnns[image["image_id"]] if not a.get("iscrowd")]
-    shown = [a for a in image["annotations"] if not a.get("iscrowd")]
-    return [(a, truth.annToMask(s).astype(bool)) for a, s in zip(shown, stored)]
-
-
-def _corners(annotation: Dict) -> np.ndarray:
-    x, y, width, height = annotation["bbox"]
-    return np.array([x, y, x + width, y + height], np.float32)
-
-
-def _in_rois(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Masks (R, H, W) in their boxes (R, 4), as the heads are trained: (R, 28, 28), bool."""
-    return BitMasks(torch.from_numpy(masks)).crop_and_resize(torch.from_numpy(boxes), SIDE).numpy()
 
 
 @torch.no_grad()
@@ -268,29 +249,23 @@ def _predict(
         size = inputs["image"].shape[1:]
         scale = np.array([size[1] / image["width"], size[0] / image["height"]] * 2, np.float32)
 
-        def predict(given=None):
-            with torch.autocast(device, enabled=cfg.SOLVER.AMP.ENABLED):
-                return model.inference([inputs], given, do_postprocess=False)[0].to("cpu")
-
-        objects = _objects(truth, image) if in_true_boxes else []
+        objects = true_boxes.objects(truth, image) if in_true_boxes else []
         shown = k < len(images.pictures)
         if shown and "found" in parts:
-            detections = predict()
+            with torch.autocast(device, enabled=cfg.SOLVER.AMP.ENABLED):
+                detections = model.inference([inputs], do_postprocess=False)[0].to("cpu")
             found.append((k, detections[detections.scores >= MIN_SCORE], scale))
         if not objects:
             continue
-        boxes = np.array([_corners(annotation) for annotation, _ in objects])
-        rois = Instances(size, pred_boxes=Boxes(torch.from_numpy(boxes * scale)))
-        rois.pred_classes = torch.tensor([annotation["category_id"] for annotation, _ in objects])
-        rois.scores = torch.ones(len(objects))
-        predicted = predict([rois.to(device)])
+        boxes = np.array([true_boxes.corners(annotation) for annotation, _ in objects])
+        predicted = true_boxes.predict(cfg, model, image, inputs, [annotation for annotation, _ in objects])
         if shown:
             kept.append(predicted)
             if coarse and "masks" in parts:
-                masks = np.array([mask for _, mask in _objects(coarse, image)])
-                annotated.append(_in_rois(masks, boxes))
+                masks = np.array([mask for _, mask in true_boxes.objects(coarse, image)])
+                annotated.append(true_boxes.in_rois(masks, boxes))
         if boundaries and "quality" in parts:
-            exact = _in_rois(np.array([mask for _, mask in objects]), boxes)
+            exact = true_boxes.in_rois(np.array([mask for _, mask in objects]), boxes)
             targets = boundary_targets(torch.from_numpy(exact))
             measured.append((k, predicted.pred_boundaries[:, 0].float(), targets))
 

@@ -1,8 +1,9 @@
 """A run: variant x profile x seed. Its identity, where its state and its record are, and how it may be carried out.
 
 A run keeps its state (checkpoint, progress, log, fingerprint of the data, record) in ``runs/<profile>/<name>/`` and
-publishes its record to the folder of results. The record is JSON for a reader; AP on the resamples, two thirds of it
-otherwise, is in ``resamples.npz`` beside it: of all runs of a folder of results in one file, an array a run.
+publishes its record to the folder of results. The record is JSON for a reader. Two files beside it hold the arrays of
+all runs of a folder of results: AP on the resamples, ``resamples.npz``, and how good each object's mask is in its true
+box, ``objects.npz``.
 
 Results are shipped, in ``results/<profile>/`` of the repository, or local, in ``results/local/<profile>/`` of the
 output folder, which git ignores. What a reader makes is local. The maintainers' switch (``make ... PUBLISH=1``) writes,
@@ -19,21 +20,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Collection, Dict, List, Optional, Tuple
+from typing import Collection, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 import torch
 from filelock import FileLock
 
 from ..errors import InputError
-from . import config
+from . import config, stats
 from .config import OUTPUT, REPOSITORY
 from .files import make_folder, npz, write_bytes
 
 SHIPPED = REPOSITORY / "results"
 PUBLISH = bool(os.environ.get("BMASK_PUBLISH"))
-RESAMPLES = "resamples.npz"
-NO_AP = -1  # where a resample has no object
+RESAMPLES, OBJECTS = "resamples.npz", "objects.npz"
+NOTHING = -1  # where a resample has no object, or an object no pixel
 
 
 def shipped(profile: str = "") -> Path:
@@ -123,12 +124,17 @@ class Run:
         record = json.loads(path.read_text())
         if isinstance(record.get("losses"), list):  # in records of before
             record["losses"] = by_term(record["losses"])
-        found = {} if "failed" in record else _resamples(path.parents[1] / RESAMPLES, [self.name])
-        for array in found.values():
-            for key in array.dtype.names:
+        if "failed" in record:
+            return record
+        for array in _arrays(path.parents[1] / RESAMPLES, [self.name]).values():
+            for key, values in _unpacked(array).items():
                 kind, name = key.split()
-                values = [None if value == NO_AP else value / 100 for value in array[key].tolist()]
                 record["metrics"][kind].setdefault("bootstrap", {})[name] = values
+        for name, array in _arrays(path.parents[1] / OBJECTS, [self.name]).items():
+            kind, found = name.split()[1], _unpacked(array)
+            record.setdefault("objects", {})[kind] = found
+            metrics = record["metrics"][kind]
+            metrics["bootstrap"] = stats.means_of_draws(found, metrics["images"])
         return record
 
 
@@ -189,38 +195,41 @@ def check_device(options: Options) -> str:
 
 
 def keep(run: Run, record: Dict) -> None:
-    """Write the record of a run, and before it the resamples, to its folder: it has been carried out then.
+    """Write the record of a run, and before it its arrays, to its folder: it has been carried out then.
 
     Args:
-        record: with ``metrics`` as :func:`bmask.study.evaluate.average_precision` gives them. Their ``bootstrap`` is
-            kept as integers, of hundredths.
+        record: with ``metrics`` as :func:`bmask.study.evaluate.average_precision` gives them, and ``objects``, by the
+            kind of these metrics, as :func:`bmask.study.true_boxes.measure` does. ``bootstrap`` of the metrics, and
+            the objects, are kept as integers, of hundredths.
     """
-    columns, metrics = {}, {}
+    resamples, objects, metrics = {}, {}, {}
     for kind, found in record["metrics"].items():
         metrics[kind] = {name: value for name, value in found.items() if name != "bootstrap"}
-        for name, values in found.get("bootstrap", {}).items():
-            columns[f"{kind} {name}"] = [NO_AP if value is None else round(100 * value) for value in values]
-    dtype = [(key, "<i2", (len(values),)) for key, values in columns.items()]
-    arrays = {run.name: np.array(tuple(columns.values()), dtype)} if columns else {}
-    write_bytes(run.folder / RESAMPLES, npz(arrays))
-    write_bytes(run.own_record, as_json({**record, "metrics": metrics}))
+        resamples |= {f"{kind} {name}": values for name, values in found.get("bootstrap", {}).items()}
+    for kind, found in record.get("objects", {}).items():
+        objects[f"{run.name} {kind}"] = _packed(found)
+    write_bytes(run.folder / RESAMPLES, npz({run.name: _packed(resamples)} if resamples else {}))
+    write_bytes(run.folder / OBJECTS, npz(objects))
+    others = {name: value for name, value in record.items() if name != "objects"}
+    write_bytes(run.own_record, as_json({**others, "metrics": metrics}))
 
 
 def publish(run: Run) -> None:
-    """Copy record and resamples of a run that was made here to where the tables read them, unless they are there.
+    """Copy record and arrays of a run that was made here to where the tables read them, unless they are there.
 
     Of processes that publish at once each waits for the others. What is there of runs without a record is removed.
     """
-    record, ours = run.own_record.read_bytes(), _resamples(run.folder / RESAMPLES)
-    path = run.published.parents[1] / RESAMPLES
-    there, here = ([array.tobytes() for array in found.values()] for found in (_resamples(path, ours), ours))
-    if run.published.exists() and run.published.read_bytes() == record and there == here:
+    record, folder = run.own_record.read_bytes(), run.published.parents[1]
+    ours = {name: _arrays(run.folder / name) for name in (RESAMPLES, OBJECTS)}
+    there = {name: _arrays(folder / name, [run.name]) for name in ours}
+    if run.published.exists() and run.published.read_bytes() == record and _bytes(there) == _bytes(ours):
         return
     make_folder(run.published.parent)
     with FileLock(run.published.with_name(".lock")):
         names = {other.stem for other in run.published.parent.glob("*.json")} - {run.name}
-        arrays = {**_resamples(path, names), **ours}
-        write_bytes(path, npz(dict(sorted(arrays.items()))))  # first: a record is never without
+        for name, arrays in ours.items():  # first: a record is never without
+            if arrays := {**_arrays(folder / name, names), **arrays}:
+                write_bytes(folder / name, npz(dict(sorted(arrays.items()))))
         write_bytes(run.published, record)
 
 
@@ -229,12 +238,33 @@ def by_term(looks: List[Dict[str, float]]) -> Dict[str, List[float]]:
     return {name: [looked[name] for looked in looks] for name in looks[0]}
 
 
-def _resamples(path: Path, names: Optional[Collection[str]] = None) -> Dict[str, np.ndarray]:
-    """The arrays that a file of resamples has of runs of these names, or of all: AP by kind and name, draw by draw."""
+def _packed(columns: Dict[str, Iterable[Optional[float]]]) -> np.ndarray:
+    """Percentages by name as one array, of hundredths; ``image`` as it is."""
+    whole = {name: list(values) for name, values in columns.items()}
+    for name in whole.keys() - {"image"}:
+        whole[name] = [NOTHING if value is None or value != value else round(100 * value) for value in whole[name]]
+    kinds = [(name, "<i4" if name == "image" else "<i2", (len(values),)) for name, values in whole.items()]
+    return np.array(tuple(whole.values()), kinds)
+
+
+def _unpacked(array: np.ndarray) -> Dict[str, List[Optional[float]]]:
+    columns = {name: array[name].tolist() for name in array.dtype.names}
+    return {
+        name: values if name == "image" else [None if value == NOTHING else value / 100 for value in values]
+        for name, values in columns.items()
+    }
+
+
+def _arrays(path: Path, names: Optional[Collection[str]] = None) -> Dict[str, np.ndarray]:
+    """The arrays that a file has of runs of these names, or of all. An array's name begins with its run's."""
     if not path.exists():
         return {}
     with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files if names is None or name in names}
+        return {name: stored[name] for name in stored.files if names is None or name.split()[0] in names}
+
+
+def _bytes(files: Dict[str, Dict[str, np.ndarray]]) -> Dict[str, List[bytes]]:
+    return {name: [array.tobytes() for array in arrays.values()] for name, arrays in files.items()}
 
 
 def _made(run: Run, reuse: bool) -> Optional[Dict]:

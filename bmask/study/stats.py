@@ -6,6 +6,7 @@ means over 1,000 such draws. With few seeds it is too narrow: n drawn with repla
 much as n new ones would, 0.82 times with three seeds; and with one seed it knows nothing of other seeds.
 """
 
+from functools import cache
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -25,13 +26,33 @@ def resample(
         resamples: number of draws.
         report: called with the number of draws done now and then.
     """
-    draws = np.random.default_rng(0).integers(images, size=(resamples, images))
     found = []
-    for done, draw in enumerate(draws):
+    for done, draw in enumerate(_draws(images, resamples)):
         if done % 20 == 0:
             report(done)
         found.append(measure(draw))
     return {name: [None if f[name] is None else round(f[name], 2) for f in found] for name in found[0]}
+
+
+def means_of_draws(objects: Dict[str, Sequence], images: int) -> Dict[str, List[Optional[float]]]:
+    """Means over objects on the draws that :func:`resample` makes. An object is drawn with its image.
+
+    Args:
+        objects: of N objects, (N,), ``image``, the place of the image that each is in, and values by name, or None.
+        images: how many there are to draw from.
+    """
+    times = np.stack([np.bincount(draw, minlength=images) for draw in _draws(images, RESAMPLES)])
+    found = {}
+    for name in objects.keys() - {"image"}:
+        values = np.array(objects[name], dtype=float)
+        sums, numbers = (np.bincount(objects["image"], v, images) for v in (np.nan_to_num(values), ~np.isnan(values)))
+        found[name] = [s / n if n else None for s, n in zip((times @ sums).tolist(), (times @ numbers).tolist())]
+    return found
+
+
+@cache
+def _draws(images: int, resamples: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(images, size=(resamples, images))
 
 
 def contrast(terms: Sequence[Tuple[int, Dict[int, Optional[np.ndarray]]]]) -> Tuple[float, float]:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import fill
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 import pandas as pd
 import yaml
 
 from ..errors import InputError
-from . import compare, cost, runs
+from . import compare, config, cost, runs
 from .config import EXPERIMENTS, pick
 from .figures import gains, style
 from .files import write_bytes
@@ -22,6 +22,22 @@ WIDTH = 100  # characters of a line
 NAN = float("nan")
 SHOWN = ("AP", "AP75", "AP_val", "AP75_val")  # metrics that the text shows; all of them are in the CSV
 NOT_DRAWN = ("APS", "APM", "APL", "AP_cityscapes")  # AP by size and Cityscapes' own AP are for a look
+# Further metrics of all tables, as far as records have them: what is said of them, by name what a reader calls them, and
+# those whose gains are shown.
+FURTHER = (
+    (
+        "The masks in the true boxes and classes of all test objects, in percent: mean IoU, share with an IoU above "
+        "0.75, mean F-score of the boundary at one of 28 pixels.",
+        {"IoU": "IoU", "IoU75": "> 0.75", "F": "F"},
+        ("IoU", "F"),
+    ),
+    (
+        "The same models on the profile's second test set: AP, and IoU and F in true boxes.",
+        {"AP_second": "AP", "IoU_second": "IoU", "F_second": "F"},
+        ("AP_second", "IoU_second"),
+    ),
+)
+SAME = "same detector"  # the source of what was trained by that protocol
 
 
 class Row(NamedTuple):
@@ -91,7 +107,7 @@ class Table(Item):
             good = compare.without_failed(by_seed)
             line = {"row": row.name, **row.words, "variant": row.variant, "network": _network(row, profile)}
             line["seeds"] = len(good)
-            for metric in self.metrics:
+            for metric in (*self.metrics, *(metric for _, metrics, _ in FURTHER for metric in metrics)):
                 ours, difference = _values(good, metric), _values(good, metric) - _values(base, metric)
                 line[metric], line[f"{metric} std"] = ours.mean(), ours.std()
                 line[f"d{metric}"], line[f"d{metric} std"] = difference.mean(), difference.std()
@@ -113,18 +129,23 @@ class Table(Item):
         return frame
 
     def frames(self, profile: str, seeds: List[int]) -> Dict[str, pd.DataFrame]:
-        """The table ``here``, with these seeds, and as it is ``shipped``; without what has no record.
+        """The table ``here``, with these seeds, as it is ``shipped``, and with the ``same detector`` in all rows, from
+        here or else shipped; without what has no record.
 
         Raises:
             InputError: neither has one; says which command makes it.
         """
-        shipped = runs.shipped(profile)
-        found = {
-            "here": self.frame(profile, seeds),
-            "shipped": self.frame(profile, made(profile, shipped).get(self.name, seeds), shipped),
-        }
-        if runs.PUBLISH:
-            del found["here"]
+
+        def shipped(profile):
+            folder = runs.shipped(profile)
+            return self.frame(profile, made(profile, folder).get(self.name, seeds), folder)
+
+        found = {} if runs.PUBLISH else {"here": self.frame(profile, seeds)}
+        found["shipped"] = shipped(profile)
+        if "-samedetector" not in profile:
+            same = config.same_detector(profile)
+            ours = self.frame(same, seeds)
+            found[SAME] = ours if ours.attrs["seeds"] else shipped(same)
         found = {source: frame for source, frame in found.items() if frame.attrs["seeds"]}
         if not found:
             raise InputError(
@@ -139,24 +160,12 @@ class Table(Item):
         Args:
             sources: from :meth:`frames`.
         """
-        metrics = [m for m in self.metrics if m in SHOWN]
         last = list(sources.values())[-1]
-        lines = []
-        for k, entry in enumerate(self.rows):
-            compared, own = entry.variant not in (PUBLISHED, entry.baseline), []
-            for source in [] if entry.quoted else _sources_of(sources, k):
-                row = sources[source].iloc[k]
-                cells = [_number(row[m], row[f"{m} std"]) for m in metrics]
-                own.append([source, *cells, *(_difference(row, m) if compared else "" for m in metrics)])
-            row = last.iloc[k]
-            if row[[f"paper {m}" for m in metrics]].notna().any():
-                cells = [_number(row[f"paper {m}"]) for m in metrics]
-                deltas = [_number(row[f"paper d{m}"], sign="+") if compared else "" for m in metrics]
-                own.append(["paper", *cells, *deltas])
-            lines += [["" if others else entry.name, *line] for others, line in enumerate(own)]
-        names = [m.removesuffix("_val") for m in metrics]
-        table = pd.DataFrame(lines, columns=["", "", *names, *(f"Δ{name}" for name in names)])
-        text = [f"{self.heading}. Profile `{profile}`.", table.to_markdown(index=False, disable_numparse=True)]
+        metrics = {m: m.removesuffix("_val") for m in self.metrics if m in SHOWN}
+        text = [f"{self.heading}. Profile `{profile}`.", self._lines(sources, metrics, metrics)]
+        for words, metrics, compared in FURTHER:
+            if any(frame[[*metrics]].notna().any(axis=None) for frame in sources.values()):
+                text += [fill(words, WIDTH), self._lines(sources, metrics, compared)]
         text += [fill(self.note, WIDTH)] if self.note else []
         text += [fill(f"{_intervals(sources)} {setting(profile)} {_networks(last)}", WIDTH)]
         for source, frame in sources.items():
@@ -170,6 +179,26 @@ class Table(Item):
             text += ["**What is here and what is shipped have seen different data: do not compare them.**"]
         return "\n\n".join(text) + "\n"
 
+    def _lines(self, sources: Dict[str, pd.DataFrame], metrics: Dict[str, str], gained: Iterable[str]) -> str:
+        """A table of metrics, which readers know by other names, and of what is gained in some of them: of each row a
+        line for each source, and the paper's."""
+        last = list(sources.values())[-1]
+        lines = []
+        for k, entry in enumerate(self.rows):
+            compared, own = entry.variant not in (PUBLISHED, entry.baseline), []
+            for source in [] if entry.quoted else _sources_of(sources, k):
+                row = sources[source].iloc[k]
+                cells = [_number(row[m], row[f"{m} std"]) for m in metrics]
+                own.append([source, *cells, *(_difference(row, m) if compared else "" for m in gained)])
+            row = last.iloc[k]
+            if row[[f"paper {m}" for m in metrics]].notna().any():
+                cells = [_number(row[f"paper {m}"]) for m in metrics]
+                deltas = [_number(row[f"paper d{m}"], sign="+") if compared else "" for m in gained]
+                own.append(["paper", *cells, *deltas])
+            lines += [["" if others else entry.name, *line] for others, line in enumerate(own)]
+        table = pd.DataFrame(lines, columns=["", "", *metrics.values(), *(f"Δ{metrics[m]}" for m in gained)])
+        return table.to_markdown(index=False, disable_numparse=True)
+
     def write(self, profile: str, seeds: List[int]) -> List[Path]:
         found = self.frames(profile, seeds)
         (path,) = self.written(runs.results(profile))
@@ -178,13 +207,13 @@ class Table(Item):
             folders = {"here": runs.results(profile), "shipped": runs.shipped(profile)}
             folders = {source: folders[source] for source in found}
             text += "\n" + cost.to_markdown(folders, [row.name for row in self.rows], [row.words for row in self.rows])
-        main, *others = found.values()
-        content = main.round(4)
-        if others:
-            content = content.join(others[0][[*_measured(others[0])]].round(4).add_prefix("shipped "))
+        (_, content), *others = found.items()
+        content = content.round(4)
+        for source, frame in others:
+            content = content.join(frame[[*_measured(frame)]].round(4).add_prefix(f"{source} "))
         write_bytes(path.with_suffix(".csv"), content.to_csv(index=False).encode())
         write_bytes(path, text.encode())
-        drawn = [m for m in self.metrics if m not in NOT_DRAWN]
+        drawn = [m for m in (*self.metrics, "IoU") if m not in NOT_DRAWN]
         style.save(gains.chart(found, self.rows, self.heading, drawn), path.with_suffix(".png"))
         self.note_made(profile, seeds)
         return [path]
@@ -278,8 +307,8 @@ def _network(row: Row, profile: str) -> str:
     if row.quoted:
         return ""
     cfg = Run(row.variant, profile, 0).cfg
-    hrnet = cfg.MODEL.BACKBONE.NAME == "build_hrnetv2p_backbone"
-    name = cfg.MODEL.HRNET.NAME if hrnet else f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    names = {"build_hrnetv2p_backbone": cfg.MODEL.HRNET.NAME, "build_timm_fpn_backbone": cfg.MODEL.TIMM.NAME}
+    name = names.get(cfg.MODEL.BACKBONE.NAME, f"ResNet-{cfg.MODEL.RESNETS.DEPTH}")
     return f"{name}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
 
 

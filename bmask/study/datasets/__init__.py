@@ -15,7 +15,6 @@ from . import cityscapes, shapes
 from .check import check_coco
 from .coco import category_ids, fingerprint, read
 
-
 OF_IMAGE = {"images": "id", "annotations": "image_id"}  # where the two lists of a file have an image's number
 
 

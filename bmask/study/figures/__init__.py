@@ -17,7 +17,16 @@ from ..config import EXPERIMENTS, pick
 from ..files import write_bytes
 from ..items import Item
 from ..runs import Options, Run
-from . import ap_curves, boundary_losses, coarse_annotations, examples, roi_features, sobel, training_curves
+from . import (
+    ap_curves,
+    boundary_losses,
+    coarse_annotations,
+    examples,
+    precise_truth,
+    roi_features,
+    sobel,
+    training_curves,
+)
 from .style import Drawn, save_beside
 
 FILES = {
@@ -27,6 +36,7 @@ FILES = {
     "6": boundary_losses,
     "7a": coarse_annotations,
     "7b": sobel,
+    "precise": precise_truth,
     "curves": training_curves,
 }
 
@@ -37,7 +47,7 @@ class Figure(Item):
 
     variants: the models that it shows. paper: those that it shows of the paper's own profile, where these are others.
     predictions: those whose predictions are drawn. parts: which of these, of the first seed. further_seeds: which, of
-    the others. shapes: the embedded shapes alone can give it. draw: from its runs, and from those whose predictions
+    the others. shapes: the embedded shapes alone can give it. second: a profile with a second test set can. draw: from its runs, and from those whose predictions
     are drawn with the parts of these, to drawings and captions.
     """
 
@@ -48,6 +58,7 @@ class Figure(Item):
     further_seeds: Sequence[str] = ()
     paper: Sequence[str] = ()
     shapes: bool = False
+    second: bool = False
     prefix = "figure-"
     shows_failed = False
 
@@ -56,7 +67,8 @@ class Figure(Item):
         return self.paper if self.paper and profile.startswith("paper") else self.variants
 
     def fits(self, profile: str) -> bool:
-        return not self.shapes or Run("mask_rcnn", profile, 0).cfg.STUDY.DATASET == "shapes"
+        study = Run("mask_rcnn", profile, 0).cfg.STUDY
+        return study.DATASET == "shapes" if self.shapes else bool(study.SECOND_TEST) if self.second else True
 
     def runs(self, profile: str, seeds: List[int]) -> List[Run]:
         return [Run(variant, profile, seed) for variant, seed in product(self.models(profile), seeds)]

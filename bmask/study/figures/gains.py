@@ -32,10 +32,10 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
     for panel, metric in zip(panels, metrics):
         panel.axvline(0, color="0.4", linewidth=1)
         for k, (source, frame) in enumerate(frames.items()):
-            height, colour = places - 0.24 + 0.18 * k, OURS if k == 0 else "0.5"
+            height, colour = places - 0.3 + 0.17 * k, (OURS, "0.5", "0.2")[k]
             panel.hlines(height, frame[f"d{metric} low"], frame[f"d{metric} high"], color=colour, linewidth=1.5)
             panel.plot(frame[f"d{metric}"], height, "o", color=colour, label=source, markersize=5)
-        panel.plot(frame[f"paper d{metric}"], places + 0.18, "D", color=PAPER, fillstyle="none", label="paper")
+        panel.plot(frame[f"paper d{metric}"], places + 0.25, "D", color=PAPER, fillstyle="none", label="paper")
         panel.set_title(metric)
         panel.set_xlabel("difference (AP points)")
         panel.margins(x=0.15)

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from ..files import write_bytes
-from ..predictions import SIDE, Images
+from ..predictions import Images
+from ..true_boxes import SIDE
 
 # Okabe and Ito's palette, told apart by colour-blind readers; in greyscale markers and dashes tell systems apart.
 TRUTH, PAPER = "#FFFFFF", "0.45"

@@ -196,6 +196,10 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         evaluate.average_precision, detections=detections, max_dets=max_dets, report=lambda text: report(text, total)
     )
     record["metrics"] = measure(data.val.json)
+    record["objects"] = {}
+    found = true_boxes.measure(cfg, model, data.val, lambda i, n: report(f"in true boxes {i}/{n}", total))
+    record["metrics"]["true_boxes"] = {**true_boxes.means(found), "images": len(images)}
+    record["objects"]["true_boxes"] = found
     if data.val_coarse:
         coarse = measure(data.val_coarse.json)
         record["metrics"].update({f"{kind}_coarse": metrics for kind, metrics in coarse.items()})

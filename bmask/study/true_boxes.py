@@ -1,0 +1,102 @@
+"""What a mask head does in boxes that are right: the truth's boxes and classes are given to it, and it draws the masks.
+
+AP says whether objects are found, classified and outlined. Here every model is asked about the same RoIs, so models
+differ in their masks alone, object by object.
+"""
+
+from typing import Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Boxes, Instances
+from faster_coco_eval import COCO
+from torch.nn import functional as F
+
+from ..boundary import boundary_targets
+from . import datasets, evaluate
+from .datasets.mapper import ImageMapper
+
+SIDE = 28  # of the RoIs, in pixels
+
+
+def objects(truth: COCO, image: Dict) -> List[Tuple[Dict, np.ndarray]]:
+    """The annotations of an image that have a box and are no crowds, in detectron2's form, and their masks (H, W)."""
+    stored = [a for a in truth.imgToAnns[image["image_id"]] if not a.get("iscrowd")]
+    shown = [a for a in image["annotations"] if not a.get("iscrowd")]
+    return [(a, truth.annToMask(s).astype(bool)) for a, s in zip(shown, stored)]
+
+
+def corners(annotation: Dict) -> np.ndarray:
+    """x0, y0, x1, y1 of its box."""
+    x, y, width, height = annotation["bbox"]
+    return np.array([x, y, x + width, y + height], np.float32)
+
+
+def in_rois(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Masks (R, H, W) in their boxes (R, 4), as the heads are trained: (R, 28, 28), bool."""
+    return BitMasks(torch.from_numpy(masks)).crop_and_resize(torch.from_numpy(boxes), SIDE).numpy()
+
+
+def predict(cfg: CfgNode, model: torch.nn.Module, image: Dict, inputs: Dict, annotations: List[Dict]) -> Instances:
+    """What the mask head says of these objects of an image, with the probabilities in their boxes as ``pred_masks``.
+
+    Args:
+        image, inputs: in detectron2's dataset format, and what the mapper makes of it.
+    """
+    size = inputs["image"].shape[1:]
+    scale = np.array([size[1] / image["width"], size[0] / image["height"]] * 2, np.float32)
+    boxes = np.array([corners(annotation) for annotation in annotations])
+    rois = Instances(size, pred_boxes=Boxes(torch.from_numpy(boxes * scale)))
+    rois.pred_classes = torch.tensor([annotation["category_id"] for annotation in annotations])
+    rois.scores = torch.ones(len(annotations))
+    with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
+        return model.inference([inputs], [rois.to(cfg.MODEL.DEVICE)], do_postprocess=False)[0].to("cpu")
+
+
+@torch.no_grad()
+def measure(
+    cfg: CfgNode, model: torch.nn.Module, split: "datasets.Split", report: Callable[[int, int], None]
+) -> Dict[str, np.ndarray]:
+    """Compare the masks in the true boxes with the truth, at 28x28 pixels.
+
+    Args:
+        report: called with the number of images done and the number of all.
+
+    Returns:
+        For the N objects of a data set, (N,): ``image``, the place of the object's image by its id; in percent
+        ``IoU`` of the mask, ``IoU75``, 100 for an IoU above 0.75 and else 0, and ``F``, the F-score of its boundary at
+        one pixel; NaN where an object has none of the 28x28 pixels.
+    """
+    mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.coco.truth(split.json))
+    images = split.load()
+    found = [(np.zeros(0, int), torch.zeros(0, SIDE, SIDE), torch.zeros(0, SIDE, SIDE, dtype=torch.bool))]
+    for k, image in enumerate(images):
+        if shown := objects(truth, image):
+            annotations, masks = zip(*shown)
+            predicted = predict(cfg, model, image, mapper(image), annotations).pred_masks.float()
+            exact = in_rois(np.array(masks), np.array([corners(annotation) for annotation in annotations]))
+            # PointRend's masks are finer.
+            found.append(
+                (np.full(len(shown), k), F.adaptive_avg_pool2d(predicted, SIDE)[:, 0], torch.from_numpy(exact))
+            )
+        report(k + 1, len(images))
+    places, probabilities, targets = zip(*found)
+    return {"image": np.concatenate(places), **compare(torch.cat(probabilities) > 0.5, torch.cat(targets))}
+
+
+def compare(masks: torch.Tensor, targets: torch.Tensor) -> Dict[str, np.ndarray]:
+    """``IoU``, ``IoU75`` and ``F`` of masks (R, H, W), bool, as in :func:`measure`, (R,)."""
+    iou = (masks & targets).flatten(1).sum(1) / (masks | targets).flatten(1).sum(1)
+    quality = evaluate.boundary_quality(boundary_targets(masks), boundary_targets(targets))
+    precision, recall = quality["precision"].nan_to_num(0), quality["recall"]  # an empty mask has no boundary
+    f = (2 * precision * recall / (precision + recall)).nan_to_num(0)
+    found = 100 * torch.stack([iou, (iou > 0.75).float(), f]).double()
+    found[:, ~targets.flatten(1).any(1)] = torch.nan
+    return dict(zip(("IoU", "IoU75", "F"), found.numpy()))
+
+
+def means(measured: Dict[str, np.ndarray]) -> Dict[str, Optional[float]]:
+    """Of what :func:`measure` gives, over the objects; None where there is no object."""
+    seen = {name: values[~np.isnan(values)] for name, values in measured.items() if name != "image"}
+    return {name: float(values.mean()) if len(values) else None for name, values in seen.items()}
