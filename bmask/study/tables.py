@@ -22,7 +22,7 @@ WIDTH = 100  # characters of a line
 NAN = float("nan")
 SHOWN = ("AP", "AP75", "AP_val", "AP75_val")  # metrics that the text shows; all of them are in the CSV
 NOT_DRAWN = ("APS", "APM", "APL", "AP_cityscapes")  # AP by size and Cityscapes' own AP are for a look
-# Further metrics of all tables, as far as records have them: what is said of them, by name what a reader calls them, and
+# Further metrics of all tables, as far as records have them: what is said of them, what a reader calls them, and
 # those whose gains are shown.
 FURTHER = (
     (

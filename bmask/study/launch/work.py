@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
 from ...errors import InputError
-from .. import config, datasets, evaluate, runs, submission
+from .. import config, datasets, evaluate, runs, submission, true_boxes
 from ..files import make_folder, write_bytes
 from ..runs import Options, Run
 from ..train import NonFiniteLoss, train
