@@ -270,6 +270,7 @@ def setting(profile: str) -> str:
         f"batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate {cfg.SOLVER.BASE_LR:g}, lowered after "
         + " and ".join(map(str, cfg.SOLVER.STEPS))
         + (" (by the linear scaling rule)." if "-batch" in profile else ".")
+        + (" No mask head's gradient reaches the detector." if cfg.STUDY.SAME_DETECTOR else "")
     )
 
 
