@@ -145,6 +145,7 @@ def test_names_that_folders_can_have(name):
         "-x",
         "cells-batch8",
         "x-batch",
+        "cells-samedetector",
         "cpu",
         "CPU",
         "local",

@@ -338,13 +338,17 @@ def _submission(server: Literal["coco", "cityscapes"], /, *, variant: Variant = 
     print(submit(server, runs.Run(variant, on.profile, on.seed), runs.Options(on.device, data=on.data)))
 
 
-def _work(variant: Variant, /, *, on: OneRun = OneRun(), num_gpus: Processes = 1, accumulate: Parts = 1):
-    """Carry out one run in this process, or in those of torchrun."""
+def _work(*variants: Variants, on: OneRun = OneRun(), num_gpus: Processes = 1, accumulate: Parts = 1):
+    """Carry out one run in this process, or in those of torchrun.
+
+    Of several variants, with a profile NAME-samedetector, all mask heads are trained at once.
+    """
     from . import runs
     from .launch.work import work
 
     how = runs.Options(on.device, num_gpus, data=on.data, accumulate=accumulate)
-    return work(runs.Run(variant, on.profile, on.seed), how)
+    kind = runs.Run if len(variants) == 1 else runs.Together
+    return work(kind(" ".join(variants), on.profile, on.seed), how)
 
 
 def _verify():

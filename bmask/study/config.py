@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, TypeVar
+from typing import Any, Dict, Iterable, List, Tuple, TypeVar
 
 import yaml
 from detectron2 import model_zoo
@@ -25,6 +25,10 @@ OUTPUT = Path(os.environ.get("BMASK_OUTPUT") or REPOSITORY)
 LARGEST_SEED = 2**32 - 1  # that numpy takes
 # What may follow the name of a profile, see :func:`resolve`.
 DERIVED = r"(-heldout)?(?:-(\d+\.?\d*)x)?(?:-lr(\d*\.?\d+))?(-samedetector)?(?:-batch([1-9]\d*))?"
+# Where the configuration of a mask head is: all other keys are its detector's, its data's and its schedule's.
+MASK_HEAD = tuple(f"MODEL.{key}" for key in (
+    "ROI_MASK_HEAD.", "BOUNDARY_MASK_HEAD.", "SOBEL_MASK_HEAD.", "POINT_HEAD.", "MASK_SCORING",
+))  # fmt: skip
 # What changes where and how fast a run is computed, but not what is computed. Other backbones are what a variant may
 # ask for, and count where one does, by what they set; what data are counts by their fingerprint.
 NOT_IDENTITY = (
@@ -66,7 +70,7 @@ def add_study_config(cfg: CN) -> None:
     cfg.STUDY.SHAPES.COARSENESS = 0.0
     # Train on four fifths of the training images and test on the others: what a schedule is chosen on.
     cfg.STUDY.HELD_OUT = False
-    # The protocol of the same detector: no gradient of the mask head reaches what is before it.
+    # Mask heads learn from the detector's feature maps, and the detector learns nothing from them.
     cfg.STUDY.SAME_DETECTOR = False
     # Leave out annotations with an empty mask instead of refusing the data: COCO's own release has a few.
     cfg.STUDY.DROP_ZERO_AREA = False
@@ -96,13 +100,14 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
 
     detectron2's Mask R-CNN with ResNet-50-FPN and its 1x schedule, then the profile, then the variant, then
     the seed. A profile's name may be followed by these, in this order: ``-heldout``, tested on a fifth of the training
-    images, which it is not trained on; ``-Fx``, F times as long; ``-lrR``, learning rate R; ``-batchN``, N images a
-    batch, by the linear scaling rule.
+    images, which it is not trained on; ``-Fx``, F times as long; ``-lrR``, learning rate R; ``-samedetector``, the
+    same-detector protocol (:mod:`bmask.study.same_detector`), without validation during the training; ``-batchN``, N
+    images a batch, by the linear scaling rule.
 
     Raises:
         InputError: there is no such variant or profile, or a file does not fit.
     """
-    name, heldout, times, rate, same, batch = re.fullmatch(rf"(.*?){DERIVED}", profile, re.DOTALL).groups()
+    name, heldout, times, rate, same_detector, batch = re.fullmatch(rf"(.*?){DERIVED}", profile, re.DOTALL).groups()
     cfg = _defaults()
     _merge(cfg, Path(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")))
     _merge(cfg, _find("profile", name))
@@ -117,12 +122,15 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
     if cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     check_heads(cfg, variant)
-    cfg.STUDY.HELD_OUT, cfg.STUDY.SAME_DETECTOR = bool(heldout), bool(same)
+    cfg.STUDY.HELD_OUT = bool(heldout)
     if times:
         solver, times = cfg.SOLVER, float(times)
         solver.MAX_ITER, solver.STEPS = round(times * solver.MAX_ITER), tuple(round(times * s) for s in solver.STEPS)
     if rate:
         cfg.SOLVER.BASE_LR = float(rate)
+    cfg.STUDY.SAME_DETECTOR = bool(same_detector)
+    if same_detector:
+        cfg.TEST.EVAL_PERIOD = 0
     if batch:
         cfg = scale_batch(cfg, int(batch))
     if min(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) < 1:
@@ -199,14 +207,16 @@ def scale_batch(cfg: CN, batch: int) -> CN:
     return scaled
 
 
-def identity(cfg: CN) -> str:
+def identity(cfg: CN, without: Tuple[str, ...] = ()) -> str:
     """Ten hexadecimal digits that stand for everything in ``cfg`` that a run's numbers depend on.
 
-    Keys at their defaults do not count, so a key that is added later leaves the runs that do not use it alone.
+    Keys at their defaults do not count, so a key that is added later leaves the runs that do not use it alone. Nor do
+    those that begin with one of ``without``.
     """
     chosen = {key: value for key, value in _chosen(cfg).items() if key not in NOT_IDENTITY}
     if cfg.MODEL.ROI_MASK_HEAD.NAME in FORMER_HEADS:
         chosen["MODEL.ROI_MASK_HEAD.NAME"] = FORMER_HEADS[cfg.MODEL.ROI_MASK_HEAD.NAME]
+    chosen = {key: value for key, value in chosen.items() if not key.startswith(without)}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -265,7 +275,7 @@ def check_name(name: str) -> None:
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
         raise InputError(f"the name {name!r} is no name for files; choose one of letters, digits, - and _ with --name")
-    if re.search(r"-(batch\d*|lr[\d.]+|heldout|[\d.]+x)$", name):
+    if re.search(r"-(batch\d*|lr[\d.]+|heldout|samedetector|[\d.]+x)$", name):
         raise InputError(f"the name {name!r} would be read as another profile's, changed; choose another with --name")
     taken = {path.stem.lower() for path in (EXPERIMENTS / "profiles").glob("*.yaml")} | {"local"}
     if name.lower() in taken:

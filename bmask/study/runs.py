@@ -10,6 +10,7 @@ output folder, which git ignores. What a reader makes is local. The maintainers'
 and reads, the shipped results alone.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -90,6 +91,21 @@ class Run:
         return Run(variant, self.profile, self.seed) if variant else self
 
     @property
+    def title(self) -> str:
+        """What it is called beside a progress bar."""
+        return self.variant
+
+    @property
+    def others(self) -> List["Run"]:
+        """The runs whose folders it uses beside its own."""
+        return [] if self.trained_as == self else [self.trained_as]
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been carried out here."""
+        return self.own_record.exists()
+
+    @property
     def folder(self) -> Path:
         return OUTPUT / "runs" / self.profile / self.name
 
@@ -136,6 +152,57 @@ class Run:
             metrics = record["metrics"][kind]
             metrics["bootstrap"] = stats.means_of_draws(found, metrics["images"])
         return record
+
+
+@dataclass(frozen=True)
+class Together(Run):
+    """Runs of the same-detector protocol whose training is carried out at once, as one that has no record.
+
+    ``variant`` names theirs, with spaces between.
+
+    Raises:
+        InputError: they are of another protocol, or differ in more than their mask heads.
+    """
+
+    def __post_init__(self):
+        detectors = {config.identity(run.cfg, config.MASK_HEAD) for run in self.others}
+        if len(detectors) > 1 or not self.cfg.STUDY.SAME_DETECTOR:
+            raise InputError(
+                "variants are trained at once where they differ in their mask heads alone and the profile ends in "
+                f"-samedetector; name one of {', '.join(self.variant.split())}"
+            )
+
+    @cached_property
+    def others(self) -> List[Run]:
+        return [Run(variant, self.profile, self.seed) for variant in sorted(set(self.variant.split()))]
+
+    @property
+    def cfg(self):
+        return self.others[0].cfg
+
+    @property
+    def title(self) -> str:
+        return f"heads of {len(self.others)} variants"
+
+    @cached_property
+    def name(self) -> str:
+        names = " ".join(run.name for run in self.others)
+        return f"together-seed{self.seed}-{hashlib.sha256(names.encode()).hexdigest()[:10]}"
+
+    @property
+    def done(self) -> bool:
+        return all((run.folder / "checkpoint.pth").exists() for run in self.others)
+
+
+def together(runs: List[Run]) -> List[Together]:
+    """What is left to be trained at once of runs of the same-detector protocol: one training for each detector."""
+    heads = {}
+    for run in dict.fromkeys(run.trained_as for run in runs):
+        if run.cfg.STUDY.SAME_DETECTOR and not run.done:
+            key = (config.identity(run.cfg, config.MASK_HEAD), run.profile, run.seed)
+            heads.setdefault(key, []).append(run.variant)
+    found = [Together(" ".join(names), *where) for (_, *where), names in heads.items() if len(names) > 1]
+    return [run for run in found if not run.done]
 
 
 @dataclass(frozen=True)
@@ -219,6 +286,8 @@ def publish(run: Run) -> None:
 
     Of processes that publish at once each waits for the others. What is there of runs without a record is removed.
     """
+    if isinstance(run, Together):
+        return
     record, folder = run.own_record.read_bytes(), run.published.parents[1]
     ours = {name: _arrays(run.folder / name) for name in (RESAMPLES, OBJECTS)}
     there = {name: _arrays(folder / name, [run.name]) for name in ours}

@@ -125,8 +125,15 @@ class Table(Item):
         everything = [record for found in records.values() for record in found.values() if record]
         for key in ("device_name", "git_commit", "data_fingerprint"):
             frame.attrs[key] = sorted({str(record.get(key)) for record in everything})
+        frame.attrs["apart"] = [seed for seed in seeds if self._apart(records, seed)]
         frame.attrs["seeds"] = [seed for seed in seeds if any(found[seed] for found in records.values())]
         return frame
+
+    def _apart(self, records: Dict[str, Dict[int, Optional[Dict]]], seed: int) -> bool:
+        """Whether a row and its baseline, trained by the same-detector protocol, have different detectors after all."""
+        detectors = {variant: (by_seed[seed] or {}).get("detector") for variant, by_seed in records.items()}
+        pairs = [(detectors.get(row.variant), detectors[row.baseline]) for row in self.rows]
+        return any(ours and base and ours != base for ours, base in pairs)
 
     def frames(self, profile: str, seeds: List[int]) -> Dict[str, pd.DataFrame]:
         """The table ``here``, with these seeds, as it is ``shipped``, and with the ``same detector`` in all rows, from
@@ -173,6 +180,9 @@ class Table(Item):
             listed = [row for k, (_, row) in enumerate(frame.iterrows()) if source in _sources_of(sources, k)]
             notes = [f"- {row['row']}, {row['note']}" for row in listed if row["note"]]
             text += ["\n".join(notes)] if notes else []
+            if apart := frame.attrs["apart"]:
+                seeds = f"seed{'s' * (len(apart) > 1)} {', '.join(map(str, apart))}"
+                text += [f"**Rows with {seeds} have different detectors: train them on one machine.**"]
             if len(frame.attrs["data_fingerprint"]) > 1:
                 text += ["**The rows have seen different data: do not compare them.**"]
         if len({tuple(frame.attrs["data_fingerprint"]) for frame in sources.values()}) > 1:
@@ -299,6 +309,7 @@ def setting(profile: str) -> str:
         f"batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate {cfg.SOLVER.BASE_LR:g}, lowered after "
         + " and ".join(map(str, cfg.SOLVER.STEPS))
         + (" (by the linear scaling rule)." if "-batch" in profile else ".")
+        + (" No mask head's gradient reaches the detector." if cfg.STUDY.SAME_DETECTOR else "")
     )
 
 

@@ -8,7 +8,7 @@ import itertools
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import released
 from ..errors import InputError, one_line
-from . import runs
+from . import runs, same_detector
 from .datasets.mapper import ImageMapper
 from .files import write_file
 
@@ -42,8 +42,9 @@ def train(
     report: Callable[[int, float], None],
     validate: Callable[[torch.nn.Module, int], Dict],
     accumulate: int = 1,
+    heads: Optional[Dict[str, CfgNode]] = None,
 ) -> Dict:
-    """Train one run, or what is left of it.
+    """Train one run, or what is left of it, or the mask heads of several on one detector.
 
     Args:
         cfg: the resolved configuration.
@@ -56,6 +57,8 @@ def train(
         accumulate: parts that each rank takes its images in, one after the other, for less memory. Losses and
             gradients are, up to rounding, those of as many times more ranks, whose images and random numbers the parts
             have: losses are averaged over parts as over ranks.
+        heads: in the same-detector protocol, configurations that differ from ``cfg`` in their mask heads alone, by
+            name; all these heads are trained at once.
 
     Returns:
         ``losses``, by name of the term the mean over every ``STUDY.LOG_PERIOD`` iterations, and ``iteration``, the last
@@ -66,19 +69,24 @@ def train(
         NonFiniteLoss: naming the first iteration with such a loss. The last checkpoint is from before it.
         InputError: the batch does not fit the memory of the GPU, or the checkpoint is damaged or of another model.
     """
-    seed_all_rng(cfg.SEED)
-    model = build_model(cfg)
+    checkpoint = folder / "checkpoint.pth"
+    if heads:
+        model = same_detector.join({name: _started(own, checkpoint) for name, own in heads.items()})
+    else:
+        model = _started(cfg, checkpoint)
     model.train()
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    learners = same_detector.learners(model) if cfg.STUDY.SAME_DETECTOR else [model]
+    optimizers = [build_optimizer(cfg, learner) for learner in learners]
+    schedulers = [build_lr_scheduler(cfg, optimizer) for optimizer in optimizers]
     scaler = torch.amp.GradScaler(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    parts = {"model": model, "scaler": scaler}
+    for k, (optimizer, scheduler) in enumerate(zip(optimizers, schedulers)):
+        parts |= {f"optimizer{k or ''}": optimizer, f"scheduler{k or ''}": scheduler}
 
     def needed(iteration: int) -> List[str]:
         """Of a finished training only the model is of use: a third of the file with AdamW."""
         return list(parts) if iteration < cfg.SOLVER.MAX_ITER else ["model"]
 
-    checkpoint = folder / "checkpoint.pth"
     start, history, validation, seconds = 0, [], [], []
     if checkpoint.exists():
         try:
@@ -93,8 +101,6 @@ def train(
                 f"{checkpoint} is no checkpoint of this training ({one_line(error)}); remove it to train the run anew"
             ) from error
         validation = saved.get("validation", [])
-    elif cfg.MODEL.WEIGHTS:
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     # Batch statistics differ between ranks: rank 0's are everyone's, so that any rank can save or evaluate.
     device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE == "cuda" else None
     model_or_ddp = create_ddp_model(model, broadcast_buffers=True, device_ids=device_ids)
@@ -120,7 +126,7 @@ def train(
         if board:
             for name, value in history[-1].items():
                 board.add_scalar(f"train/{name}", value, iteration)
-            board.add_scalar("train/lr", optimizer.param_groups[0]["lr"], iteration)
+            board.add_scalar("train/lr", optimizers[0].param_groups[0]["lr"], iteration)
 
     board = _tensorboard(folder, start) if comm.is_main_process() else None
     parts_here = range(comm.get_rank() * accumulate, (comm.get_rank() + 1) * accumulate)
@@ -129,7 +135,8 @@ def train(
         loaders = [iter(train_loader(cfg, dataset, start, part, num_parts)) for part in parts_here]
         clock = time.perf_counter()
         for iteration in range(start + 1, cfg.SOLVER.MAX_ITER + 1):
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             terms = 0
             for part, loader in zip(parts_here, loaders):
                 batch = next(loader)
@@ -154,9 +161,11 @@ def train(
                 names = list(losses)
                 terms = terms + torch.stack([losses[name].detach().float() for name in names]) / accumulate
             recent.append(terms)
-            scaler.step(optimizer)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
             scaler.update()
-            scheduler.step()
+            for scheduler in schedulers:
+                scheduler.step()
             storage.step()
 
             last = iteration == cfg.SOLVER.MAX_ITER
@@ -188,6 +197,17 @@ def train(
     if cfg.MODEL.DEVICE == "cuda":
         result["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return result
+
+
+def _started(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
+    """The model of a configuration at its start, with its weights unless a checkpoint has them."""
+    seed_all_rng(cfg.SEED)
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS and not checkpoint.exists():
+        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    if cfg.STUDY.SAME_DETECTOR:
+        same_detector.detach(model)
+    return model
 
 
 def _tensorboard(folder: Path, start: int):

@@ -42,8 +42,9 @@ def ensure(wanted: List[runs.Run], options: runs.Options) -> bool:
         return True
     with stoppable():
         starts = launcher(options, left)
-        work.checked_data(wanted, options, starts.processes)
-        return carry_out(left, starts, jobs(options, left))
+        at_once = runs.together(left)
+        work.checked_data([*at_once, *wanted], options, starts.processes)
+        return carry_out([*left, *at_once], starts, jobs(options, left))
 
 
 def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
@@ -63,19 +64,26 @@ def launcher(options: runs.Options, wanted: List[runs.Run]) -> Union[Local, Slur
 def carry_out(wanted: List[runs.Run], launcher: Union[Local, Slurm], jobs: int) -> bool:
     """Start the runs, at most ``jobs`` at a time, show their progress and wait for them. Stopped, it stops them.
 
+    Those of the same-detector protocol come after the training of their heads at once; if it fails they are trained by
+    themselves.
+
     Returns:
         Whether all runs ended well. Of others the reason is written to stderr.
     """
-    # Rows add components, so the last cost most: started first, they leave the least to wait for at the end. What
-    # takes another run's weights comes after it.
-    waiting = sorted(wanted[::-1], key=lambda run: run.trained_as != run)
+    own = [run for run in wanted if not isinstance(run, runs.Together)]
+    together = {part: run for run in wanted if run not in own for part in run.others}
+    # What takes weights that others train comes after them.
+    before = {run: {run.trained_as, together.get(run.trained_as, run)} - {run} for run in wanted}
+    # Rows add components, so the last cost most: started first, they leave the least to wait for at the end.
+    waiting = sorted(wanted[::-1], key=lambda run: len(before[run]))
     workers = {}
-    done = {run: runs.progress(run).get("iteration", 0) for run in wanted}
+    iterations = {run: 0 if run in together else run.cfg.SOLVER.MAX_ITER for run in wanted}
+    done = {run: min(runs.progress(run).get("iteration", 0), iterations[run]) for run in wanted}
     failed = []
     # A kill of this process has to end as Ctrl-C does, with the workers stopped and their states kept.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bar = tqdm(
-        total=sum(run.cfg.SOLVER.MAX_ITER for run in wanted),
+        total=sum(iterations.values()),
         initial=sum(done.values()),
         unit="it",
         smoothing=0,
@@ -87,7 +95,7 @@ def carry_out(wanted: List[runs.Run], launcher: Union[Local, Slurm], jobs: int) 
     try:
         while waiting or workers:
             # A worker that only waits for another's weights would hold a place, or a node, for nothing.
-            ready = [r for r in waiting if r.trained_as == r or r.trained_as not in (*waiting, *workers)]
+            ready = [run for run in waiting if before[run].isdisjoint([*waiting, *workers])]
             for run in ready[: jobs - len(workers)]:
                 waiting.remove(run)
                 workers[run] = launcher.start(run)
@@ -96,8 +104,8 @@ def carry_out(wanted: List[runs.Run], launcher: Union[Local, Slurm], jobs: int) 
             for run, worker in list(workers.items()):
                 status = worker.poll()
                 progress = runs.progress(run)
-                done[run] = max(done[run], progress.get("iteration", 0))
-                texts.append(f"{wanted.index(run) + 1} {run.variant} seed {run.seed}: {worker.phase(progress)}")
+                done[run] = max(done[run], min(progress.get("iteration", 0), iterations[run]))
+                texts.append(f"{wanted.index(run) + 1} {run.title} seed {run.seed}: {worker.phase(progress)}")
                 if status is None:
                     continue
                 del workers[run]
@@ -105,9 +113,9 @@ def carry_out(wanted: List[runs.Run], launcher: Union[Local, Slurm], jobs: int) 
                     failed.append(run)
                     tqdm.write(_why(run, status), file=sys.stderr)
                 else:
-                    done[run] = run.cfg.SOLVER.MAX_ITER
-            finished = len(wanted) - len(waiting) - len(workers)
-            bar.set_description_str(f"{finished} of {len(wanted)} runs done", refresh=False)
+                    done[run] = iterations[run]
+            finished = len(own) - len({*waiting, *workers}.intersection(own))
+            bar.set_description_str(f"{finished} of {len(own)} runs done", refresh=False)
             if len(texts) > SHOWN:  # most of them jobs that wait
                 texts[SHOWN:] = [f"{len(texts) - SHOWN} more"]
             bar.set_postfix_str(", ".join(texts), refresh=False)
@@ -116,7 +124,7 @@ def carry_out(wanted: List[runs.Run], launcher: Union[Local, Slurm], jobs: int) 
         bar.close()
         launcher.stop(list(workers.values()))
         signal.signal(signal.SIGTERM, previous)
-    return not failed
+    return not set(failed).intersection(own)
 
 
 def _why(run: runs.Run, status: Union[int, str]) -> str:
@@ -125,4 +133,5 @@ def _why(run: runs.Run, status: Union[int, str]) -> str:
     if status == work.FAILED and record:
         return f"{run.name} failed: {record['failed']}"
     last = ((log.read_text() if log.exists() else "").strip().splitlines() or ["nothing"])[-1]
-    return f"{run.name} stopped with status {status}; the last line of {log} is: {last}"
+    then = "; each head is trained alone" if isinstance(run, runs.Together) else ""
+    return f"{run.name} stopped with status {status}; the last line of {log} is: {last}{then}"

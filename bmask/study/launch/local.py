@@ -12,7 +12,7 @@ from ..files import make_folder
 
 def arguments_of(run: runs.Run, device: str, num_gpus: int, accumulate: int, data: Optional[str]) -> List[str]:
     """Of ``python -m bmask``."""
-    arguments = ["work", run.variant, "--profile", run.profile, "--seed", str(run.seed)]
+    arguments = ["work", *run.variant.split(), "--profile", run.profile, "--seed", str(run.seed)]
     arguments += ["--device", device, "--num-gpus", str(num_gpus), "--accumulate", str(accumulate)]
     return arguments + (["--data", data] if data else [])
 

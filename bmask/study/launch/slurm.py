@@ -145,7 +145,7 @@ class _Job:
         self.completed = None  # seconds of a clock
 
     def poll(self) -> Union[int, str, None]:
-        if self.run.own_record.exists():
+        if self.run.done:
             runs.publish(self.run)  # if this process sees the record before the job has done it
             return 0
         state = self.slurm.state(self.id)

@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
 from ...errors import InputError
-from .. import config, datasets, evaluate, runs, submission, true_boxes
+from .. import config, datasets, evaluate, runs, same_detector, submission, true_boxes
 from ..files import make_folder, write_bytes
 from ..runs import Options, Run
 from ..train import NonFiniteLoss, train
@@ -73,9 +73,9 @@ def work(run: Run, options: Options) -> int:
             told = ranks.told(store)
             return _together(run, store, *told) if told else 0
     with _held(run):
-        if not run.own_record.exists():
+        if not run.done:
             device = runs.check_device(options)
-            parts = list(dict.fromkeys([run, run.trained_as]))
+            parts = [run, *run.others]
             data = checked_data(parts, options, processes)
             for part in parts:
                 write_bytes(part.folder / "data_fingerprint", data.fingerprint.encode())
@@ -100,7 +100,7 @@ def _launched(run: Run, data: datasets.Data, device: str, options: Options) -> i
     except torch.multiprocessing.ProcessRaisedException:
         if not (run.record() or {}).get("failed"):
             raise
-    return 0 if run.own_record.exists() else FAILED
+    return 0 if run.done else FAILED
 
 
 def _together(run: Run, store: torch.distributed.Store, data: datasets.Data, device: str, accumulate: int) -> int:
@@ -114,23 +114,20 @@ def _together(run: Run, store: torch.distributed.Store, data: datasets.Data, dev
 
 @contextmanager
 def _held(run: Run):
-    """Hold the lock of a run's folder, and of the one that it has its weights from; say who has it and wait."""
-    make_folder(run.folder)
-    lock = FileLock(run.folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        owner = runs.progress(run)
-        print(f"{run.name} is in the hands of process {owner.get('pid')} on {owner.get('host')}: waiting", flush=True)
-        lock.acquire()
-    try:
-        if run.trained_as != run:
-            with _held(run.trained_as):
-                yield
-        else:
-            yield
-    finally:
-        lock.release()
+    """Hold the locks of a run's folder and of those of the others that it uses; say who has one and wait."""
+    with ExitStack() as held:
+        for part in [run, *run.others]:
+            make_folder(part.folder)
+            lock = FileLock(part.folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                owner = runs.progress(part)
+                whose = f"process {owner.get('pid')} on {owner.get('host')}"
+                print(f"{part.name} is in the hands of {whose}: waiting", flush=True)
+                lock.acquire()
+            held.callback(lock.release)
+        yield
 
 
 def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: int) -> None:
@@ -158,6 +155,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
 
     total = cfg.SOLVER.MAX_ITER
     trained_as = run.trained_as
+    at_once = run.others if isinstance(run, runs.Together) else []
     images, max_dets = data.val.load(), cfg.TEST.DETECTIONS_PER_IMAGE
 
     def detect(model, iteration):
@@ -181,14 +179,23 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
             lambda i, s: report(f"iteration {i}/{total} ({s:.2f} s)", i),
             validate,
             accumulate,
+            {part.variant: runs.on_device(part.cfg, device) for part in at_once},
         )
     except NonFiniteLoss as error:
-        write_bytes(run.published, runs.as_json({**record, "failed": str(error)}))
+        if not at_once:
+            write_bytes(run.published, runs.as_json({**record, "failed": str(error)}))
         print(error, flush=True)
         if comm.get_world_size() > 1:
             raise  # the other ranks may not have seen it: who started them has to stop them
         return
+    if at_once:
+        if ranks.leave():
+            same_detector.hand_out(run.folder / "checkpoint.pth", {part.variant: part.folder for part in at_once})
+            (run.folder / "checkpoint.pth").unlink()
+        return
     model = evaluate.load_model(cfg, trained_as.folder / "checkpoint.pth")
+    if cfg.STUDY.SAME_DETECTOR:
+        record["detector"] = same_detector.fingerprint(model)
     detections, milliseconds = detect(model, total)
     if not ranks.leave():
         return
