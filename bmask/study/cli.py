@@ -75,7 +75,7 @@ def _refusal(error: cyclopts.CycloptsError) -> InputError:
 Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value))]
 Split = Annotated[Tuple[str, str], Parameter(help="a folder of images and its instance file")]
 Flag = Annotated[bool, Parameter(show_default=False)]
-ITEM = "a table, 1 to 9, sobel, gradients or release; a figure, figure-1, -2, -5, -6, -7a, -7b, -precise or -curves; or all"
+ITEM = "a table, 1 to 9, sobel, gradients or release; a figure, figure-1, 2, 5, 6, 7a, 7b, precise or curves; or all"
 Item = Annotated[str, Parameter(help=ITEM, required=True)]
 Table = Annotated[str, Parameter(help="1 to 9, sobel, gradients or release")]
 Figure = Annotated[str, Parameter(help="1, 2, 5, 6, 7a, 7b, precise or curves")]

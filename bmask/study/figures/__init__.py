@@ -47,8 +47,8 @@ class Figure(Item):
 
     variants: the models that it shows. paper: those that it shows of the paper's own profile, where these are others.
     predictions: those whose predictions are drawn. parts: which of these, of the first seed. further_seeds: which, of
-    the others. shapes: the embedded shapes alone can give it. second: a profile with a second test set can. draw: from its runs, and from those whose predictions
-    are drawn with the parts of these, to drawings and captions.
+    the others. shapes: the embedded shapes alone can give it. second: a profile with a second test set can. draw: from
+    its runs, and from those whose predictions are drawn with the parts of these, to drawings and captions.
     """
 
     draw: Callable[[List[Run], Dict[Run, Sequence[str]]], Drawn]
