@@ -359,13 +359,10 @@ def _verify():
 def _prepare_nuclei(*, source: Optional[Source] = None, out: Out = None):
     """Download BBBC038, in COCO format, to data/nuclei."""
     from . import runs
-    from .datasets import nuclei
+    from .datasets import archives, nuclei
 
     folder = out or runs.OUTPUT / "data" / "nuclei"
-    archive = source or folder.with_suffix(".zip")
-    if not source:
-        nuclei.download(archive)
-    nuclei.convert(archive, folder)
+    nuclei.convert(source or archives.download(nuclei.URL, folder.with_suffix(".zip")), folder)
     print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
