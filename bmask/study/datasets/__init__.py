@@ -140,15 +140,16 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
 
 def coco_folder(data: Optional[Path]) -> Path:
     """The folder of COCO 2017, in detectron2's layout. Raises InputError where there is none."""
-    return _existing(data or _downloaded() / "coco", "download COCO 2017 from cocodataset.org")
+    return _existing(data or downloaded() / "coco", "download COCO 2017 from cocodataset.org")
 
 
 def cityscapes_folder(data: Optional[Path]) -> Path:
     """The folder with ``leftImg8bit`` and ``gtFine``. Raises InputError where there is none."""
-    return _existing(data or _downloaded() / "cityscapes", "download it from cityscapes-dataset.com")
+    return _existing(data or downloaded() / "cityscapes", "download it from cityscapes-dataset.com")
 
 
-def _downloaded() -> Path:
+def downloaded() -> Path:
+    """The folder that detectron2 has its data sets in."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
