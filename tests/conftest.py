@@ -1,7 +1,10 @@
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -40,6 +43,16 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     assert cv2.imwrite(str(path), pixels)
 
 
+def zipped(root: Path) -> Path:
+    """A zip of what is in a folder, beside it, with a file that macOS adds."""
+    target = root.with_suffix(".zip")
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(root.rglob("*"), reverse=True):
+            archive.write(path, path.relative_to(root))
+        archive.writestr("__MACOSX/x/images/._x.png", b"")
+    return target
+
+
 def rle(mask: np.ndarray) -> dict:
     """A mask as it is in a COCO file."""
     encoded = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -52,6 +65,24 @@ def output(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "OUTPUT", tmp_path)
     monkeypatch.setattr(runs, "SHIPPED", tmp_path / "shipped")
     return tmp_path
+
+
+@pytest.fixture
+def serve():
+    """Start an HTTP server on this machine whose requests a function answers; gives its address."""
+    started = []
+
+    def start(answer):
+        handler = type("Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": answer})
+        handler.log_message = lambda *_: None
+        started.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started[-1].server_port}"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def test_help_groups_the_commands_and_gives_each_one_line(monkeypatch, capsys):
         *("Your data", "check-data", "train", "predict", "export"),
         *("Weights", "evaluate", "submission"),
         *("Servers", "work"),
-        *("Maintenance", "verify", "prepare-nuclei", "prepare-coco-person"),
+        *("Maintenance", "verify", "prepare-nuclei", "prepare-coco-person", "prepare-pennfudan"),
     ]
 
 

@@ -1,7 +1,5 @@
-import http.server
 import json
 import lzma
-import threading
 from collections import Counter
 
 import cv2
@@ -13,36 +11,33 @@ from bmask.study.datasets import coco_person
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch, serve):
     """A server with six photographs of 60 x 80 pixels, and annotations of these at 30 x 40.
 
-    It answers each first request for an odd one with an error or half a file. ``asked`` counts requests, ``files`` may
-    be changed.
+    It answers each first request for an odd one with an error, half a file, or half a file without saying so. ``asked``
+    counts requests, ``files`` may be changed.
     """
     files = {f"{k}.jpg": cv2.imencode(".jpg", np.full((60, 80, 3), 40 * k, np.uint8))[1].tobytes() for k in range(6)}
     asked = Counter()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            name = self.path.rpartition("/")[2]
-            asked[name] += 1
-            flaky = asked[name] == 1 and int(name[0]) % 2
-            if name not in files or (flaky and name == "1.jpg"):
-                return self.send_error(404 if name not in files else 503)
-            self.send_response(200)
-            self.send_header("Content-Length", len(files[name]))
-            self.end_headers()
-            self.wfile.write(files[name][: 100 if flaky else None])
+    def answer(request):
+        name = request.path.rpartition("/")[2]
+        asked[name] += 1
+        flaky = asked[name] == 1 and int(name[0]) % 2
+        if name not in files or (flaky and name == "1.jpg"):
+            return request.send_error(404 if name not in files else 503)
+        request.send_response(200)
+        if name != "5.jpg":
+            request.send_header("Content-Length", len(files[name]))
+        request.end_headers()
+        request.wfile.write(files[name][: len(files[name]) // 2 if flaky else None])
 
-        def log_message(self, *_):
-            pass
-
-    started = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=started.serve_forever, daemon=True).start()
+    address = serve(answer)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     annotated = {"train": range(4), "val": range(4, 6)}
     for split, numbers in annotated.items():
         where = {"coco_split": f"{split}2017", "height": 30, "width": 40}
-        url = f"http://127.0.0.1:{started.server_port}/{split}2017"
+        url = f"{address}/{split}2017"
         box = {"bbox": [5, 5, 20, 20], "area": 400, "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]}
         content = {
             "images": [{"id": k, "file_name": f"{k}.jpg", "coco_url": f"{url}/{k}.jpg", **where} for k in numbers],
@@ -54,8 +49,7 @@ def server(tmp_path, monkeypatch):
         path.write_bytes(lzma.compress(json.dumps(content).encode()))
     monkeypatch.setattr(coco_person, "EXPERIMENTS", tmp_path / "experiments")
     monkeypatch.setattr(coco_person.time, "sleep", lambda _: None)
-    yield files, asked
-    started.shutdown()
+    return files, asked
 
 
 def test_images_are_fetched_scaled_and_pass_the_check_though_the_server_fails_now_and_then(server, tmp_path):
@@ -85,11 +79,37 @@ def test_what_cannot_be_had_is_one_sentence_and_loses_nothing_of_the_others(serv
     assert set(asked) == {"2.jpg"} and (tmp_path / "data/instances_val.json").exists()
 
 
+def test_without_network_it_ends_soon_and_says_how_many_are_left(server, tmp_path, monkeypatch):
+    files, asked = server
+    files.clear()
+    monkeypatch.setattr(coco_person, "AT_ONCE", 1)
+    monkeypatch.setattr(coco_person, "ENOUGH", 2)
+    complaint(lambda: coco_person.prepare(tmp_path / "data"), "6 images", "404")
+    assert set(asked) == {"0.jpg", "1.jpg"}
+
+
+def coco(root, files):
+    """A folder of COCO 2017 with these files."""
+    for name, content in files.items():
+        path = root / ("train2017" if int(name[0]) < 4 else "val2017") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
 def test_a_folder_of_coco_is_taken_without_network(server, tmp_path):
     files, asked = server
-    for k in range(6):
-        folder = tmp_path / "coco" / ("train2017" if k < 4 else "val2017")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{k}.jpg").write_bytes(files[f"{k}.jpg"])
-    coco_person.prepare(tmp_path / "data", tmp_path / "coco")
+    coco_person.prepare(tmp_path / "data", coco(tmp_path / "coco", files))
     assert not asked and len(list((tmp_path / "data/images").iterdir())) == 6
+
+
+def test_what_there_is_of_coco_where_detectron2_has_it_is_not_fetched(server, tmp_path):
+    files, asked = server
+    coco(tmp_path / "datasets/coco", {name: files[name] for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg")})
+    coco_person.prepare(tmp_path / "data")
+    assert set(asked) == {"4.jpg", "5.jpg"} and len(list((tmp_path / "data/images").iterdir())) == 6
+
+
+def test_a_folder_that_is_not_coco_is_one_sentence(server, tmp_path):
+    folder = coco(tmp_path / "coco", {"4.jpg": b""})
+    complaint(lambda: coco_person.prepare(tmp_path / "data", folder), str(folder / "train2017"))

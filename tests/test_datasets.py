@@ -2,13 +2,12 @@
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import complaint, contents, rle, write_image
+from conftest import complaint, contents, rle, write_image, zipped
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from pycocotools import mask as rle_tools
@@ -720,15 +719,6 @@ def stage1(tmp_path):
     return root
 
 
-def zipped(root: Path) -> Path:
-    target = root.with_suffix(".zip")
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in sorted(root.rglob("*"), reverse=True):
-            archive.write(path, path.relative_to(root))
-        archive.writestr("__MACOSX/x/images/._x.png", b"")
-    return target
-
-
 def test_the_zip_and_the_folder_convert_to_the_same_bytes(stage1, tmp_path):
     nuclei.convert(stage1, tmp_path / "one", val_share=0.5)
     nuclei.convert(zipped(stage1), tmp_path / "two", val_share=0.5)
@@ -769,7 +759,7 @@ def test_an_interrupted_conversion_leaves_nothing_behind(stage1, tmp_path, monke
     def interrupted(mask):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nuclei, "_annotation", interrupted)
+    monkeypatch.setattr(nuclei, "outline", interrupted)
     with pytest.raises(KeyboardInterrupt):
         nuclei.convert(stage1, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["stage1_train"]
@@ -800,19 +790,6 @@ def test_a_mask_of_another_size_or_no_png_is_one_sentence(stage1, tmp_path, size
     path.write_bytes(b"" if size is None else cv2.imencode(".png", np.full(size, 255, np.uint8))[1].tobytes())
     complaint(lambda: nuclei.convert(stage1, tmp_path / "out"), str(path.relative_to(stage1)), words)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_download_that_fails_leaves_nothing_and_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(nuclei, "URL", (tmp_path / "nowhere.zip").as_uri())
-    complaint(lambda: nuclei.download(tmp_path / "got/stage1.zip"), nuclei.URL, "got/stage1.zip")
-    assert not list((tmp_path / "got").iterdir())
-
-
-def test_a_download_arrives_whole(stage1, tmp_path, monkeypatch):
-    served = zipped(stage1)
-    monkeypatch.setattr(nuclei, "URL", served.as_uri())
-    nuclei.download(tmp_path / "got/stage1.zip")
-    assert contents(tmp_path / "got") == {"stage1.zip": served.read_bytes()}
 
 
 # --- where data lies
@@ -848,9 +825,12 @@ def test_another_number_of_classes_than_the_profiles_is_one_sentence(tmp_path):
         prepare(resolve("bmask_rcnn", "paper"), root, tmp_path)
 
 
-def test_the_prepared_nuclei_pass_the_check():
-    folder = Path(__file__).resolve().parents[2] / "shared/data/nuclei"
+@pytest.mark.parametrize("name,images,objects", [("nuclei", (536, 128), 28986), ("coco_person", (1036, 257), 2204)])
+def test_prepared_data_pass_the_check_and_are_read_from_the_folder_that_is_named(name, images, objects, tmp_path):
+    folder = Path(__file__).resolve().parents[2] / "shared/data" / name
     if not folder.is_dir():
-        pytest.skip(f"the prepared nuclei are not at {folder}")
-    data = prepare(resolve("mask_rcnn", "nuclei"), folder, folder)
-    assert len(data.val.load()) == 128
+        pytest.skip(f"the prepared data are not at {folder}")
+    data = prepare(resolve("mask_rcnn", name), folder, tmp_path)
+    halves = data.train.load(), data.val.load()
+    assert tuple(map(len, halves)) == images
+    assert sum(len(record["annotations"]) for half in halves for record in half) == objects

@@ -91,6 +91,7 @@ Images = Annotated[Path, Parameter(help="the folder of the images")]
 Json = Annotated[Path, Parameter(help="a COCO instance file")]
 Source = Annotated[Path, Parameter(help="stage1_train.zip or its unpacked folder, if you have it")]
 Coco = Annotated[Optional[Path], Parameter(help="a folder of COCO 2017, if you have it")]
+Persons = Annotated[Optional[Path], Parameter(help="PennFudanPed.zip, or its folder or a prepared one, if you have it")]
 Out = Annotated[Optional[Path], Parameter(help="where to write it instead")]
 
 
@@ -363,13 +364,10 @@ def _verify():
 def _prepare_nuclei(*, source: Optional[Source] = None, out: Out = None):
     """Download BBBC038, in COCO format, to data/nuclei."""
     from . import runs
-    from .datasets import nuclei
+    from .datasets import archives, nuclei
 
     folder = out or runs.OUTPUT / "data" / "nuclei"
-    archive = source or folder.with_suffix(".zip")
-    if not source:
-        nuclei.download(archive)
-    nuclei.convert(archive, folder)
+    nuclei.convert(source or archives.download(nuclei.URL, folder.with_suffix(".zip")), folder)
     print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
@@ -383,12 +381,22 @@ def _prepare_coco_person(*, source: Coco = None, out: Out = None):
     print(f"{folder} is ready for --data {folder}")
 
 
+def _prepare_pennfudan(*, source: Persons = None, out: Out = None):
+    """Download Penn-Fudan, a second test set of persons."""
+    from . import runs
+    from .datasets import archives, pennfudan
+
+    folder = out or runs.OUTPUT / "data" / "pennfudan"
+    pennfudan.convert(source or archives.download(pennfudan.URL, folder.with_suffix(".zip")), folder)
+    print(f"{folder} is ready: what is trained on coco_person is tested on data/pennfudan as well")
+
+
 for title, commands in {
     "Reproduce": (_reproduce, _run, _table, _figure, _curves, _predictions, _report),
     "Your data": (_check_data, _train, _predict, _export),
     "Weights": (_evaluate, _submission),
     "Servers": (_work,),
-    "Maintenance": (_verify, _prepare_nuclei, _prepare_coco_person),
+    "Maintenance": (_verify, _prepare_nuclei, _prepare_coco_person, _prepare_pennfudan),
 }.items():
     group = Group.create_ordered(title)
     for place, command in enumerate(commands):

@@ -47,6 +47,7 @@ NOT_IDENTITY = (
     "STUDY.OWN.TRAIN_IMAGES",
     "STUDY.OWN.VAL_JSON",
     "STUDY.OWN.VAL_IMAGES",
+    "STUDY.SECOND_TEST",
 )
 # Heads of these names were switches of that head: to a run's identity they still are.
 FORMER_HEADS = {"FusionBlocksHead": "BoundaryPreservingHead", "RefinedMasksHead": "BoundaryPreservingHead"}
@@ -58,6 +59,8 @@ def add_study_config(cfg: CN) -> None:
     # "shapes" (generated), "nuclei", "coco_person", "coco", "cityscapes", or "own" with its four places.
     cfg.STUDY.DATASET = "shapes"
     cfg.STUDY.OWN = CN({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
+    # A further data set to test on, where it is at hand under data/: "pennfudan".
+    cfg.STUDY.SECOND_TEST = ""
     cfg.STUDY.SHAPES = CN()
     # The seed of the pictures. It is not the seed of the run: all runs see the same data.
     cfg.STUDY.SHAPES.SEED = 0

@@ -63,7 +63,8 @@ class Split(NamedTuple):
 class Data(NamedTuple):
     """Both splits, 16 hexadecimal digits that stand for the contents of their files, and ``val``'s id of each class.
 
-    Where training is on coarse annotations, ``val_coarse`` is ``val`` annotated alike.
+    Where training is on coarse annotations, ``val_coarse`` is ``val`` annotated alike. ``val_second`` is the profile's
+    second test set where it is at hand, which has ``val``'s categories, and a fingerprint of its own.
     """
 
     train: Split
@@ -71,6 +72,8 @@ class Data(NamedTuple):
     fingerprint: str
     category_ids: List[int]
     val_coarse: Optional[Split] = None
+    val_second: Optional[Split] = None
+    second_fingerprint: Optional[str] = None
 
 
 def given(images: Path, json: Path) -> Split:
@@ -139,15 +142,16 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
 
 def coco_folder(data: Optional[Path]) -> Path:
     """The folder of COCO 2017, in detectron2's layout. Raises InputError where there is none."""
-    return _existing(data or _downloaded() / "coco", "download COCO 2017 from cocodataset.org")
+    return _existing(data or downloaded() / "coco", "download COCO 2017 from cocodataset.org")
 
 
 def cityscapes_folder(data: Optional[Path]) -> Path:
     """The folder with ``leftImg8bit`` and ``gtFine``. Raises InputError where there is none."""
-    return _existing(data or _downloaded() / "cityscapes", "download it from cityscapes-dataset.com")
+    return _existing(data or downloaded() / "cityscapes", "download it from cityscapes-dataset.com")
 
 
-def _downloaded() -> Path:
+def downloaded() -> Path:
+    """The folder that detectron2 has its data sets in."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
@@ -159,10 +163,15 @@ def shapes_folder(cfg, output: Path) -> Path:
 def prepare(cfg, data: Optional[Path], output: Path) -> Data:
     """Make (the embedded shapes), convert (Cityscapes) and check the configured data.
 
+    The second test set is ``output/data/NAME``, if that is there, with ``instances.json`` and ``images``.
+
     Raises:
         InputError: something is wrong with the data; see :func:`bmask.study.datasets.check.check_coco`.
     """
     splits = locate(cfg, data, output)
+    second = output / "data" / cfg.STUDY.SECOND_TEST
+    if cfg.STUDY.SECOND_TEST and (second / "instances.json").exists():
+        splits["val_second"] = Split(second / "instances.json", second / "images")
     if cfg.STUDY.DATASET == "shapes":
         options = cfg.STUDY.SHAPES
         shapes.generate(
@@ -177,7 +186,7 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
                 shapes.coarsen(shapes_folder(cfg, output), name, options.COARSENESS)
     if cfg.STUDY.DATASET == "cityscapes":
         cityscapes.convert(cityscapes_folder(data), splits["val"].json.parent)
-    ids = {}
+    categories = {}
     for name, split in splits.items():
         content = check_coco(split.json, split.images, drop_zero_area=cfg.STUDY.DROP_ZERO_AREA)
         if len(content["categories"]) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
@@ -185,11 +194,20 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
                 f"{split.json} has {len(content['categories'])} categories, but the profile expects "
                 f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES in the profile"
             )
-        ids[name] = category_ids(content)
+        categories[name] = {category["id"]: category["name"] for category in content["categories"]}
+    if categories.get("val_second", categories["val"]) != categories["val"]:
+        raise InputError(
+            f"{splits['val_second'].json} has other categories than {splits['val'].json}; give it the "
+            "same ids and names, or remove it"
+        )
     if cfg.STUDY.HELD_OUT:
         splits = _held_out(splits["train"], output)
-    files = fingerprint(splits["train"].json, splits["val"].json)
-    return Data(**splits, fingerprint=files, category_ids=ids["val"])
+    return Data(
+        **splits,
+        fingerprint=fingerprint(splits["train"].json, splits["val"].json),
+        category_ids=sorted(categories["val"]),
+        second_fingerprint=fingerprint(splits["val_second"].json) if "val_second" in splits else None,
+    )
 
 
 def _held_out(train: Split, output: Path) -> Dict[str, Split]:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ...errors import InputError
 from ..files import whole_folder
+from .coco import outline
 
 SPLITS = ("train", "val")
 IMAGE, TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -57,9 +58,7 @@ def convert(root: Path, folder: Path) -> None:
                             "image_id": number,
                             "category_id": category,
                             "iscrowd": crowd,
-                            "bbox": rle_tools.toBbox(rle).tolist(),
-                            "area": int(rle_tools.area(rle)),
-                            "segmentation": {**rle, "counts": rle["counts"].decode()},
+                            **outline(rle),
                         }
                     )
                 bar.update()

@@ -105,6 +105,15 @@ def category_ids(content: dict) -> List[int]:
     return sorted(category["id"] for category in content["categories"])
 
 
+def outline(rle: Dict) -> Dict:
+    """Box, area in pixels and mask of an annotation, from pycocotools' compressed RLE."""
+    return {
+        "bbox": rle_tools.toBbox(rle).tolist(),
+        "area": int(rle_tools.area(rle)),
+        "segmentation": {**rle, "counts": rle["counts"].decode()},
+    }
+
+
 def is_ignored(annotation: Dict) -> bool:
     return bool(_whole(annotation.get("ignore")))
 

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Tuple
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ...errors import InputError, one_line
 from ..config import EXPERIMENTS
 from ..files import make_folder, write_bytes
+from . import downloaded
 
 AT_ONCE = 16  # downloads
 TRIES = 4  # of each, with 1, 2 and 4 seconds between
@@ -32,38 +33,43 @@ def prepare(folder: Path, coco: Optional[Path] = None) -> None:
 
     Args:
         folder: made where it does not exist. Images that are there are not fetched again.
-        coco: a folder of COCO 2017, with ``train2017`` and ``val2017``, to take the images from without network.
+        coco: a folder of COCO 2017, with ``train2017`` and ``val2017``, to take the images from without network. By
+            default those are taken that ``$DETECTRON2_DATASETS/coco`` has.
 
     Raises:
-        InputError: images cannot be fetched, or are not those that the annotations are of. All others are there then.
+        InputError: images cannot be fetched, or are not those that the annotations are of. What was fetched stays.
     """
-    if coco and not (coco / "val2017").is_dir():
-        raise InputError(f"there is no {coco / 'val2017'}; name the folder of COCO 2017 with --source")
+    for split in ("train2017", "val2017"):
+        if coco and not (coco / split).is_dir():
+            raise InputError(f"there is no {coco / split}; name the folder of COCO 2017 with --source")
     make_folder(folder / "images")
     annotated = {
         s: lzma.decompress((EXPERIMENTS / f"data/coco_person_{s}.json.xz").read_bytes()) for s in ("train", "val")
     }
     images = [image for content in annotated.values() for image in json.loads(content)["images"]]
-    left = [image for image in images if not (folder / "images" / image["file_name"]).exists()]
     failed = []
+
+    def left() -> List[Dict]:
+        return [image for image in images if not (folder / "images" / image["file_name"]).exists()]
 
     def fetch(image: Dict) -> None:
         if len(failed) >= ENOUGH:
             return
         try:
-            write_bytes(folder / "images" / image["file_name"], _scaled(_read(image, coco), image))
+            write_bytes(folder / "images" / image["file_name"], _read(image, coco))
         except (OSError, http.client.HTTPException, ValueError) as error:  # of the network, or of the image
             failed.append(f"{image['coco_url']}: {one_line(error)}")
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         try:
-            list(tqdm(threads.map(fetch, left), total=len(images), initial=len(images) - len(left), unit="image"))
+            todo = left()
+            list(tqdm(threads.map(fetch, todo), total=len(images), initial=len(images) - len(todo), unit="image"))
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
     if failed:
         raise InputError(
-            f"{len(failed)} images could not be fetched ({failed[0]}); give the same command again, which goes on with "
+            f"{len(left())} images could not be fetched ({failed[0]}); give the same command again, which goes on with "
             "them, or name a folder of COCO 2017 with --source"
         )
     for split, content in annotated.items():
@@ -71,12 +77,14 @@ def prepare(folder: Path, coco: Optional[Path] = None) -> None:
 
 
 def _read(image: Dict, coco: Optional[Path]) -> bytes:
-    if coco:
-        return (coco / image["coco_split"] / image["file_name"]).read_bytes()
+    """The scaled image. Raises OSError, HTTPException or ValueError where it cannot be had."""
+    local = (coco or downloaded() / "coco") / image["coco_split"] / image["file_name"]
+    if coco or local.exists():
+        return _scaled(local.read_bytes(), image)
     for k in range(TRIES):
         try:
             with urllib.request.urlopen(image["coco_url"], timeout=30) as answer:
-                return answer.read()
+                return _scaled(answer.read(), image)
         except (OSError, http.client.HTTPException):
             if k == TRIES - 1:
                 raise
@@ -91,6 +99,11 @@ def _scaled(content: bytes, image: Dict) -> bytes:
         scale = min(size) / min(picture.size)
         if max(abs(a * scale - b) for a, b in zip(picture.size, size)) > 1:
             raise ValueError(f"it has {picture.width} x {picture.height} pixels, which is another image's size")
-        scaled = io.BytesIO()
-        picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(scaled, "JPEG", quality=QUALITY)
+        return to_jpeg(picture, size)
+
+
+def to_jpeg(picture: Image.Image, size: Tuple[int, int]) -> bytes:
+    """The file of an image at a size, its width and height in pixels."""
+    scaled = io.BytesIO()
+    picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(scaled, "JPEG", quality=QUALITY)
     return scaled.getvalue()
