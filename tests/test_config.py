@@ -58,6 +58,16 @@ def test_no_code_is_run_by_loading_a_profile_or_what_it_builds_on(profile, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_name_of_a_profile_says_how_it_is_changed():
+    before, after = (config.resolve("mask_rcnn", f"cpu{more}") for more in ("", "-heldout-1.5x-lr0.002-batch8"))
+    assert (before.STUDY.HELD_OUT, after.STUDY.HELD_OUT) == (False, True)
+    rate, batch, length = 0.002, 8, 1.5 * before.SOLVER.MAX_ITER
+    factor = batch / before.SOLVER.IMS_PER_BATCH
+    assert after.SOLVER.BASE_LR == pytest.approx(rate * factor) and after.SOLVER.IMS_PER_BATCH == batch
+    assert after.SOLVER.MAX_ITER == round(length / factor)
+    assert config.same_detector("cpu-heldout-batch8") == "cpu-heldout-samedetector-batch8"
+
+
 @pytest.mark.parametrize(
     "text,what",
     [

@@ -49,6 +49,13 @@ def masks_by_image(folder: Path, name: str) -> dict[int, list[np.ndarray]]:
     return {image: [coco.annToMask(a) for a in coco.imgToAnns[image]] for image in coco.imgs}
 
 
+def test_a_fifth_of_the_training_images_is_held_out_to_test_on(tmp_path):
+    whole, halves = (prepare(resolve("mask_rcnn", f"smoke{more}"), None, tmp_path) for more in ("", "-heldout"))
+    images = [{image["image_id"]: image for image in split.load()} for split in (whole.train, halves.train, halves.val)]
+    assert (len(images[0]), len(images[1]), len(images[2])) == (8, 6, 2)
+    assert images[1] | images[2] == images[0] and whole.fingerprint != halves.fingerprint
+
+
 # --- the embedded shapes
 
 

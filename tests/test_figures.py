@@ -7,7 +7,7 @@ from conftest import complaint, contents
 
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
-from bmask.study import figures, files, items, predictions, runs, true_boxes
+from bmask.study import config, figures, files, items, predictions, runs, true_boxes
 from bmask.study.evaluate import boundary_quality
 from bmask.study.figures import boundary_losses, roi_features, style, training_curves
 from bmask.study.true_boxes import SIDE
@@ -92,6 +92,25 @@ def test_training_curves_are_losses_then_ap_of_any_runs(output):
     assert {panel.get_xlabel() for panel in figure.axes} == {"iteration"}
     colours = training_curves.colours(["bmask_rcnn_m2b", "mask_rcnn"])
     assert colours["mask_rcnn"] == style.COLOURS["mask_rcnn"] != colours["bmask_rcnn_m2b"]
+
+
+def test_gains_on_coarse_and_on_precise_truth_stand_side_by_side(output):
+    for system, gain in (("mask_rcnn", 0), ("bmask_rcnn", 2)):
+        publish(system, 0, 30 + gain, spread=0)
+        path = runs.Run(system, "smoke", 0).published
+        record = json.loads(path.read_text())
+        for kind, factor in (("true_boxes", 1), ("true_boxes_second", 3)):
+            values = {name: 60.0 + factor * gain for name in ("IoU", "F")}
+            drawn_values = {name: list(value + np.arange(200) / 200) for name, value in values.items()}
+            record["metrics"][kind] = {**values, "bootstrap": drawn_values}
+        record["metrics"]["segm_second"] = record["metrics"]["segm"]
+        files.write_bytes(path, json.dumps(record).encode())
+    ((figure, caption),) = drawn("precise").values()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["mask IoU", "boundary F", "AP"]
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines[1:]] == [[2, 2, 2], [6, 6, 2]]
+    assert "coarse: mask IoU +2.0 [+2.0, +2.0]" in caption and "precise: mask IoU +6.0 [+6.0, +6.0]" in caption
+    fitting = [p for p in config.available("profile") if figures.named("precise").fits(p)]
+    assert "coco_person" in fitting and not {"cpu", "nuclei"} & {*fitting}
 
 
 def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):

@@ -15,13 +15,16 @@ METRIC = {"AP": 30.0, "AP50": 50.0, "AP75": 31.0, "APs": 1.0, "APm": 2.0, "APl":
 TABLE = tables.named("3")
 
 
-def publish(variant, seed, mask_ap, box_ap=40.0, data="a data set", resamples=None):
-    run = runs.Run(variant, "smoke", seed)
-    metrics = {"segm": {**METRIC, "AP": mask_ap}, "bbox": {**METRIC, "AP": box_ap}, "boundary": METRIC}
+def publish(
+    variant, seed, mask_ap, box_ap=40.0, data="a data set", resamples=None, profile="smoke", further={}, **more
+):
+    run = runs.Run(variant, profile, seed)
+    metrics = {**further}
+    metrics |= {"segm": {**METRIC, "AP": mask_ap}, "bbox": {**METRIC, "AP": box_ap}, "boundary": METRIC}
     if resamples is not None:
         metrics["segm"]["bootstrap"] = {"AP": list(resamples)}
     made = {"device_name": "a laptop", "git_commit": "0123abc", "data_fingerprint": data}
-    made |= {"variant": variant, "seconds_per_iteration": 2.0}
+    made |= {"variant": variant, "seconds_per_iteration": 2.0, **more}
     files.write_bytes(run.published, json.dumps({"metrics": metrics, **made}).encode())
 
 
@@ -85,6 +88,37 @@ def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with
     frame = pd.read_csv(path.with_suffix(".csv"))
     assert frame.loc[1, ["AP", "shipped AP", "shipped dAP"]].tolist() == [27.0, 13.0, 0.5]
     assert contents(runs.shipped()) == shipped
+
+
+def test_masks_in_true_boxes_and_a_second_test_set_have_tables_of_their_own(output):
+    def values(iou):
+        return {"IoU": iou, "IoU75": 50.0, "F": 70.0}
+
+    for k, variant in enumerate(TABLE.variants[:2]):
+        publish(variant, 0, 20.0 + k, further={"true_boxes": values(60.0 + 2 * k)})
+    lines, text = shown([0])
+    assert ["", "", "IoU", "> 0.75", "F", "ΔIoU", "ΔF"] in lines and "second test set" not in text
+    assert ["+ boundary", "here", "62.0", "50.0", "70.0", "+2.0", "+0.0"] in lines
+    for k, variant in enumerate(TABLE.variants[:2]):
+        second = {"true_boxes_second": values(50.0 + 5 * k), "segm_second": {**METRIC, "AP": 10.0 + k}}
+        publish(variant, 0, 20.0 + k, further=second)
+    lines, text = shown([0])
+    assert ["+ boundary", "here", "11.0", "55.0", "70.0", "+1.0", "+5.0"] in lines
+    assert TABLE.frame("smoke", [0]).loc[1, "dIoU_second"] == 5.0
+
+
+def test_the_same_detector_stands_beside_and_is_said_to_be_none_where_it_is_not(output):
+    for k, variant in enumerate(TABLE.variants[:2]):
+        publish(variant, 0, 20.0 + 9 * k)
+        publish(variant, 0, 18.0 + k, profile="smoke-samedetector", detector="0a")
+    lines, text = shown([0])
+    assert lines[5][:3] == ["+ boundary", "here", "29.0"]
+    assert lines[6] == ["", "same detector", "19.0", "31.0", "+1.0", "+0.0"]
+    assert "different detectors" not in text
+    publish(TABLE.variants[1], 0, 19.0, profile="smoke-samedetector", detector="1b")
+    assert "**Rows with seed 0 have different detectors" in shown([0])[1]
+    own = TABLE.frames("smoke-samedetector", [0])
+    assert list(own) == ["here"] and "No mask head's gradient" in tables.setting("smoke-samedetector")
 
 
 def test_a_table_without_a_record_is_not_written(records, output):

@@ -9,7 +9,6 @@ import socket
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import List
 
@@ -158,7 +157,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     at_once = run.others if isinstance(run, runs.Together) else []
     images, max_dets = data.val.load(), cfg.TEST.DETECTIONS_PER_IMAGE
 
-    def detect(model, iteration):
+    def detect(model, iteration, images=images):
         phase = f"iteration {iteration}/{total}, evaluating" if iteration < total else "evaluating"
         return evaluate.detect(
             cfg, model, images, data.category_ids, lambda i, n: report(f"{phase} {i}/{n}", iteration)
@@ -197,19 +196,28 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     if cfg.STUDY.SAME_DETECTOR:
         record["detector"] = same_detector.fingerprint(model)
     detections, milliseconds = detect(model, total)
+    further = detect(model, total, data.val_second.load())[0] if data.val_second else []
     if not ranks.leave():
         return
-    measure = partial(
-        evaluate.average_precision, detections=detections, max_dets=max_dets, report=lambda text: report(text, total)
-    )
-    record["metrics"] = measure(data.val.json)
-    record["objects"] = {}
-    found = true_boxes.measure(cfg, model, data.val, lambda i, n: report(f"in true boxes {i}/{n}", total))
-    record["metrics"]["true_boxes"] = {**true_boxes.means(found), "images": len(images)}
-    record["objects"]["true_boxes"] = found
+
+    def measure(split, detections, suffix):
+        found = evaluate.average_precision(split.json, detections, max_dets, report=lambda text: report(text, total))
+        record["metrics"].update({f"{kind}{suffix}": metrics for kind, metrics in found.items()})
+
+    def measure_in_true_boxes(split, name):
+        found = true_boxes.measure(cfg, model, split, lambda i, n: report(f"in true boxes {i}/{n}", total))
+        record["metrics"][name] = {**true_boxes.means(found), "images": len(split.load())}
+        record["objects"][name] = found
+
+    record |= {"metrics": {}, "objects": {}}
+    measure(data.val, detections, "")
+    measure_in_true_boxes(data.val, "true_boxes")
+    if data.val_second:
+        record["second_fingerprint"] = data.second_fingerprint
+        measure(data.val_second, further, "_second")
+        measure_in_true_boxes(data.val_second, "true_boxes_second")
     if data.val_coarse:
-        coarse = measure(data.val_coarse.json)
-        record["metrics"].update({f"{kind}_coarse": metrics for kind, metrics in coarse.items()})
+        measure(data.val_coarse, detections, "_coarse")
         record["annotation_iou"] = evaluate.annotation_iou(data.val.json, data.val_coarse.json)
     if cfg.STUDY.DATASET == "cityscapes":
         truth = data.val.images.parents[1] / "gtFine" / "val"
