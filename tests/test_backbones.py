@@ -94,7 +94,7 @@ def test_its_levels_start_as_large_as_those_of_resnet():
     sizes = []
     for variant in ("mask_rcnn_800", "mask_rcnn_800_hrnet"):
         torch.manual_seed(0)
-        backbone = build_backbone(config.resolve(variant, "cpu"))
+        backbone = build_backbone(config.resolve(variant, "cpu_scratch"))
         with torch.no_grad():
             maps = backbone(torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1)))
         sizes.append({level: x.std().item() for level, x in maps.items()})
