@@ -114,7 +114,7 @@ def against_shipped() -> List[str]:
 
 def _derived(results: Path) -> List[Path]:
     """What is made from records: not the records themselves, what was measured, and notebooks."""
-    kept = ("made.json", "cost.json", runs.RESAMPLES)
+    kept = ("made.json", "cost.json", runs.RESAMPLES, runs.OBJECTS)
     return [
         path
         for path in [*results.glob("*/**/*"), *results.glob("README.md")]
