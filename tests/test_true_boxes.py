@@ -1,14 +1,16 @@
 """Masks in true boxes: against hand-worked cases, and kept object by object."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import rle, write_image
 
-from bmask.study import config, runs, stats, true_boxes
+from bmask.study import config, datasets, files, runs, stats, true_boxes
 from bmask.study.datasets import Split
+from bmask.study.launch import work
 
 
 def square(x: int, y: int, side: int) -> torch.Tensor:
@@ -96,3 +98,19 @@ def test_records_have_every_object_and_the_means_of_the_draws(output):
         for draw, mean in zip(drawn[:50], found):
             values = [v for image in draw for i, v in zip(objects["image"], objects[name]) if i == image and v == v]
             assert mean == (pytest.approx(np.mean(values)) if values else None)
+
+
+def test_a_second_test_set_of_the_same_images_gives_the_same_numbers(output, monkeypatch):
+    monkeypatch.setattr(config, "OUTPUT", output)
+    base = f"_BASE_: {config.EXPERIMENTS}/profiles/smoke.yaml"
+    files.write_bytes(output / "profiles/twice.yaml", f"{base}\nSTUDY: {{SECOND_TEST: again}}\n".encode())
+    run = runs.Run("mask_rcnn", "twice", 0)
+    val = datasets.prepare(run.cfg, None, output).val
+    shutil.copytree(val.images, output / "data/again/images")
+    shutil.copy(val.json, output / "data/again/instances.json")
+    assert work.work(run, runs.Options("cpu")) == 0
+    record = run.record()
+    for kind in ("bbox", "segm", "boundary", "true_boxes"):
+        assert record["metrics"][f"{kind}_second"] == record["metrics"][kind]
+    assert record["objects"]["true_boxes_second"] == record["objects"]["true_boxes"]
+    assert record["second_fingerprint"] and record["metrics"]["true_boxes"]["images"] == 4
