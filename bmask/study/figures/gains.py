@@ -20,7 +20,7 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
         metrics: columns of the table whose differences are drawn.
 
     Returns:
-        One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in AP points
+        One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in points
         from left to right. Lines through our points are 95% intervals, where there are several resamples.
     """
     run = [not row.quoted for row in rows]
@@ -34,10 +34,12 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
         for k, (source, frame) in enumerate(frames.items()):
             height, colour = places - 0.3 + 0.17 * k, (OURS, "0.5", "0.2")[k]
             panel.hlines(height, frame[f"d{metric} low"], frame[f"d{metric} high"], color=colour, linewidth=1.5)
-            panel.plot(frame[f"d{metric}"], height, "o", color=colour, label=source, markersize=5)
+            panel.plot(
+                frame[f"d{metric}"], height, "os"[source.startswith("same")], color=colour, label=source, markersize=5
+            )
         panel.plot(frame[f"paper d{metric}"], places + 0.25, "D", color=PAPER, fillstyle="none", label="paper")
-        panel.set_title(metric)
-        panel.set_xlabel("difference (AP points)")
+        panel.set_title("IoU in true boxes" if metric == "IoU" else metric)
+        panel.set_xlabel("difference (points)")
         panel.margins(x=0.15)
     panels[0].set_yticks(places, [row.name for row, shown in zip(rows, run) if shown])
     panels[0].set_ylim(len(places) - 0.5, -0.5)
