@@ -113,6 +113,13 @@ def test_gains_on_coarse_and_on_precise_truth_stand_side_by_side(output):
     assert "coco_person" in fitting and not {"cpu", "nuclei"} & {*fitting}
 
 
+def test_no_panel_of_training_curves_is_left_empty(output):
+    losses = {"iteration": [1, 2], **{f"loss_{k}": [1, 0] for k in range(5)}}
+    publish("mask_rcnn", 0, 30, losses=losses)
+    figure, _ = training_curves.curves_of([runs.Run("mask_rcnn", "smoke", 0)])
+    assert len(figure.axes) == 7  # of eight places
+
+
 def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):
     for system, ap in (("mask_rcnn", 30), ("bmask_rcnn", 34)):
         publish(system, 0, ap)

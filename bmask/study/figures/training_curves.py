@@ -50,7 +50,7 @@ def _plot(curves: pd.DataFrame, colours: Dict[str, str]) -> Figure:
     lines = -(-len(titles) // columns)
     figure = new_figure(PAGE, 1.6 * lines + 0.6)
     panels = figure.subplots(lines, columns, squeeze=False).flat
-    for panel, title in zip(panels, titles):
+    for title, panel in zip(titles, panels):  # in this order: none of the spare ones is taken
         draw_lines(panel, curves[curves["panel"] == title], "iteration", "value", colours)
         panel.set(title=title, xlabel="iteration", ylabel="AP (%)" if "AP" in title else "loss")
         panel.set_ylim(bottom=0)
