@@ -209,7 +209,9 @@ def test_runs_made_here_are_compared_with_the_shipped_ones_in_a_line(site, every
     assert report.against_shipped()[0].endswith(f"; of {run.name} one has failed")
 
 
-@pytest.mark.parametrize("name", sorted(item.notebook for item in [*tables.known().values(), *figures.known().values()]))
+@pytest.mark.parametrize(
+    "name", sorted(item.notebook for item in [*tables.known().values(), *figures.known().values()])
+)
 def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "OUTPUT", tmp_path)
     cells = [

@@ -77,7 +77,7 @@ def add_study_config(cfg: CN) -> None:
     cfg.STUDY.SAME_DETECTOR = False
     # Leave out annotations with an empty mask instead of refusing the data: COCO's own release has a few.
     cfg.STUDY.DROP_ZERO_AREA = False
-    # "sgd", the paper's, or "adamw", which learns from scratch in some hundred iterations where SGD does not.
+    # "sgd", the paper's, or "adamw", which learns in some hundred iterations, where SGD does not.
     cfg.STUDY.OPTIMIZER = "sgd"
     # Threads of one run on the CPU. Part of what is computed: sums are rounded in another order with more.
     cfg.STUDY.THREADS = 1

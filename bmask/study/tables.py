@@ -215,15 +215,17 @@ class Table(Item):
         text = self.to_markdown(profile, found)
         if self.cost:
             folders = {"here": runs.results(profile), "shipped": runs.shipped(profile)}
-            folders = {source: folders[source] for source in found}
+            folders = {source: folder for source, folder in folders.items() if source in found}
             text += "\n" + cost.to_markdown(folders, [row.name for row in self.rows], [row.words for row in self.rows])
         (_, content), *others = found.items()
-        content = content.round(4)
         for source, frame in others:
-            content = content.join(frame[[*_measured(frame)]].round(4).add_prefix(f"{source} "))
+            content = content.join(frame[[*_measured(frame)]].add_prefix(f"{source} "))
+        names = "|".join(metric for _, metrics, _ in FURTHER for metric in metrics)
+        further = content.filter(regex=rf"\bd?({names})\b")
+        content = content.drop(columns=further.columns[further.isna().all()]).round(4)
         write_bytes(path.with_suffix(".csv"), content.to_csv(index=False).encode())
         write_bytes(path, text.encode())
-        drawn = [m for m in (*self.metrics, "IoU") if m not in NOT_DRAWN]
+        drawn = [m for m in (*self.metrics, "IoU") if m in content and m not in NOT_DRAWN]
         style.save(gains.chart(found, self.rows, self.heading, drawn), path.with_suffix(".png"))
         self.note_made(profile, seeds)
         return [path]
