@@ -143,16 +143,15 @@ class Table(Item):
             InputError: neither has one; says which command makes it.
         """
 
-        def shipped(profile):
-            folder = runs.shipped(profile)
+        def as_made(profile, folder):
             return self.frame(profile, made(profile, folder).get(self.name, seeds), folder)
 
         found = {} if runs.PUBLISH else {"here": self.frame(profile, seeds)}
-        found["shipped"] = shipped(profile)
+        found["shipped"] = as_made(profile, runs.shipped(profile))
         if "-samedetector" not in profile:
             same = config.same_detector(profile)
-            ours = self.frame(same, seeds)
-            found[SAME] = ours if ours.attrs["seeds"] else shipped(same)
+            ours = as_made(same, runs.results(same))
+            found[SAME] = ours if ours.attrs["seeds"] else as_made(same, runs.shipped(same))
         found = {source: frame for source, frame in found.items() if frame.attrs["seeds"]}
         if not found:
             raise InputError(
