@@ -13,7 +13,7 @@ from conftest import PATIENCE
 from IPython.core.interactiveshell import InteractiveShell
 
 from bmask.errors import InputError, Stopped
-from bmask.study import config, cost, figures, findings, launch, report, reproduce, runs, tables
+from bmask.study import config, cost, figures, findings, items, launch, report, reproduce, runs, tables
 from bmask.study.figures.boundary_losses import explore
 from bmask.study.files import write_bytes
 from bmask.study.launch import work
@@ -209,9 +209,14 @@ def test_runs_made_here_are_compared_with_the_shipped_ones_in_a_line(site, every
     assert report.against_shipped()[0].endswith(f"; of {run.name} one has failed")
 
 
-@pytest.mark.parametrize(
-    "name", sorted(item.notebook for item in [*tables.known().values(), *figures.known().values()])
-)
+SHIPPED = {
+    report.named(name).notebook
+    for profile in runs.profiles(runs.shipped())
+    for name in items.made(profile, runs.shipped(profile))
+}
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_a_notebook_that_is_opened_and_run_shows_what_is_shipped_and_trains_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "OUTPUT", tmp_path)
     cells = [
