@@ -171,7 +171,7 @@ class Table(Item):
         text = [f"{self.heading}. Profile `{profile}`.", self._lines(sources, metrics, metrics)]
         for words, metrics, compared in FURTHER:
             if any(frame[[*metrics]].notna().any(axis=None) for frame in sources.values()):
-                text += [fill(words, WIDTH), self._lines(sources, metrics, compared)]
+                text += [fill(words, WIDTH), self._lines(sources, metrics, compared, spread=False)]
         text += [fill(self.note, WIDTH)] if self.note else []
         text += [fill(f"{_intervals(sources)} {setting(profile)} {_networks(last)}", WIDTH)]
         for source, frame in sources.items():
@@ -188,16 +188,18 @@ class Table(Item):
             text += ["**What is here and what is shipped have seen different data: do not compare them.**"]
         return "\n\n".join(text) + "\n"
 
-    def _lines(self, sources: Dict[str, pd.DataFrame], metrics: Dict[str, str], gained: Iterable[str]) -> str:
+    def _lines(
+        self, sources: Dict[str, pd.DataFrame], metrics: Dict[str, str], gained: Iterable[str], spread: bool = True
+    ) -> str:
         """A table of metrics, which readers know by other names, and of what is gained in some of them: of each row a
-        line for each source, and the paper's."""
+        line for each source, and the paper's. spread: with the standard deviation of the metrics."""
         last = list(sources.values())[-1]
         lines = []
         for k, entry in enumerate(self.rows):
             compared, own = entry.variant not in (PUBLISHED, entry.baseline), []
             for source in [] if entry.quoted else _sources_of(sources, k):
                 row = sources[source].iloc[k]
-                cells = [_number(row[m], row[f"{m} std"]) for m in metrics]
+                cells = [_number(row[m], row[f"{m} std"] if spread else NAN) for m in metrics]
                 own.append([source, *cells, *(_difference(row, m) if compared else "" for m in gained)])
             row = last.iloc[k]
             if row[[f"paper {m}" for m in metrics]].notna().any():
