@@ -144,8 +144,11 @@ def test_training_and_evaluation_see_what_is_read(tmp_path, train):
     for array in (PICTURE, GREY):
         path = save(tmp_path / "a.png", array, exif=turned())
         seen = ImageMapper(cfg, is_train=train)(record(path, 16, 12))["image"].numpy().transpose(1, 2, 0)
-        assert (seen[:, :, ::-1] == read_image(path)).all()  # the model's order is BGR
-        assert cfg.INPUT.FORMAT == "BGR"
+        assert (seen == read_image(path)).all()  # the network of the ImageNet weights wants RGB
+        cfg.INPUT.FORMAT = "BGR"  # and detectron2's own BGR
+        seen = ImageMapper(cfg, is_train=train)(record(path, 16, 12))["image"].numpy().transpose(1, 2, 0)
+        assert (seen[:, :, ::-1] == read_image(path)).all()
+        cfg.INPUT.FORMAT = "RGB"
 
 
 def test_an_image_of_another_size_than_listed_is_one_sentence(tmp_path):

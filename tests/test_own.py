@@ -39,7 +39,7 @@ def test_training_on_data_of_your_own_ends_with_a_page(mine, tmp_path, bmask):
     lines = out.splitlines()
     assert lines[0].startswith("instances_train_coarse0.04.json: 6 images,")
     (chosen,) = [line for line in lines if line.startswith("EfficientNet-Lite0-FPN from ImageNet")]
-    assert "4 classes; input 64" in chosen and "2 images a batch, learning rate 0.001" in chosen
+    assert "4 classes; input 64" in chosen and "2 images a batch, learning rate 0.0005" in chosen
     assert "4 iterations (as asked)" in chosen
     results = tmp_path / "results/local/mine"
     assert lines[-1] == str(results / "bmask_rcnn.md")
