@@ -34,6 +34,20 @@ def complaint(call, *places: str) -> str:
     return message
 
 
+class Stop(Exception):
+    """What ends a training in a test."""
+
+
+def stop_at(iteration):
+    """A ``report`` of a training that ends it after this iteration; never, for None."""
+
+    def report(done, _):
+        if done == iteration:
+            raise Stop
+
+    return report
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, complaint
+from conftest import PATIENCE, Stop, complaint, stop_at
 from filelock import FileLock
 
 from bmask import losses
@@ -102,16 +102,6 @@ def test_training_resumes_at_every_checkpoint_as_if_it_had_not_stopped(output):
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     data = datasets.prepare(cfg, None, output)
-
-    class Stop(Exception):
-        pass
-
-    def stop_at(iteration):
-        def report(done, _):
-            if done == iteration:
-                raise Stop
-
-        return report
 
     def validate(model, iteration):
         assert not model.training

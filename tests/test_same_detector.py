@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PATIENCE, complaint
+from conftest import PATIENCE, Stop, complaint, stop_at
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -105,16 +105,6 @@ def test_no_gradient_of_a_mask_head_reaches_the_detector(head, cascade, images):
 
 
 def test_stopped_at_any_iteration_a_training_of_several_heads_goes_on_to_the_same_digits(at_once, images, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop_at(iteration):
-        def report(done, _):
-            if done == iteration:
-                raise Stop
-
-        return report
-
     folder, heads = at_once
     arguments = (heads["mask_rcnn"], images, tmp_path)
     for iteration in (1, 3, 4):
