@@ -65,7 +65,9 @@ def test_the_name_of_a_profile_says_how_it_is_changed():
     factor = batch / before.SOLVER.IMS_PER_BATCH
     assert after.SOLVER.BASE_LR == pytest.approx(rate * factor) and after.SOLVER.IMS_PER_BATCH == batch
     assert after.SOLVER.MAX_ITER == round(length / factor)
-    assert config.same_detector("cpu-heldout-batch8") == "cpu-heldout-samedetector-batch8"
+    for name in ("cpu-heldout-batch8", "cpu-heldout-samedetector-batch8"):
+        assert config.same_detector(name) == "cpu-heldout-samedetector-batch8"
+    assert config.same_detector("cpu") == config.same_detector("cpu-samedetector") == "cpu-samedetector"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_model_that_knows_the_masks_has_them_at_any_input_size(split):
     steps = []
     for size in (40, 80):
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = size, 2 * size
-        found = true_boxes.measure(cfg, Oracle(), split, lambda *step: steps.append(step))
+        found = true_boxes.measure(cfg, Oracle(), split.load(), split.json, lambda *step: steps.append(step))
         assert found["image"].tolist() == [0, 0, 2]
         assert (found["IoU"] > 93).all() and (found["F"] == 100).all()
     assert steps == 2 * [(1, 3), (2, 3), (3, 3)]

@@ -31,9 +31,7 @@ METRICS = {
     "F": ("true_boxes", "F"),
     # on a second test set
     "AP_second": ("segm_second", "AP"),
-    "AP75_second": ("segm_second", "AP75"),
     "IoU_second": ("true_boxes_second", "IoU"),
-    "IoU75_second": ("true_boxes_second", "IoU75"),
     "F_second": ("true_boxes_second", "F"),
 }
 

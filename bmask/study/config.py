@@ -146,8 +146,8 @@ def resolve(variant: str, profile: str, seed: int = 0) -> CN:
 
 
 def same_detector(profile: str) -> str:
-    """The name of a profile with the protocol of the same detector."""
-    return re.sub(r"(-batch\d+)?$", r"-samedetector\1", profile, count=1)
+    """The name of a profile with the protocol of the same detector, which it may have already."""
+    return re.sub(r"(-samedetector)?(-batch\d+)?$", r"-samedetector\2", profile, count=1)
 
 
 def _merge(cfg: CN, path: Path) -> None:

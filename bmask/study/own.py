@@ -51,8 +51,7 @@ def write_profile(
 
     Args:
         train, val: the splits and what was found in them.
-        device: "cuda": the paper's network, from ImageNet weights; "cpu": that of the nuclei. Both start from
-            ImageNet weights.
+        device: "cuda": the paper's network; "cpu": that of the nuclei. Both start from ImageNet weights.
         batch: images a batch, the whole batch; 0: 16, or 2 on the CPU.
         iterations: length of the training; 0: as long as the paper's, in passes over the data.
 

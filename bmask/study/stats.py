@@ -41,13 +41,19 @@ def means_of_draws(objects: Dict[str, Sequence], images: int) -> Dict[str, List[
         objects: of N objects, (N,), ``image``, the place of the image that each is in, and values by name, or None.
         images: how many there are to draw from.
     """
-    times = np.stack([np.bincount(draw, minlength=images) for draw in _draws(images, RESAMPLES)])
+    times = _times(images)
     found = {}
     for name in objects.keys() - {"image"}:
         values = np.array(objects[name], dtype=float)
         sums, numbers = (np.bincount(objects["image"], v, images) for v in (np.nan_to_num(values), ~np.isnan(values)))
         found[name] = [s / n if n else None for s, n in zip((times @ sums).tolist(), (times @ numbers).tolist())]
     return found
+
+
+@cache
+def _times(images: int) -> np.ndarray:
+    """(1000, images): how often each image is in each draw."""
+    return np.stack([np.bincount(draw, minlength=images) for draw in _draws(images, RESAMPLES)])
 
 
 @cache

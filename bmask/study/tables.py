@@ -148,8 +148,7 @@ class Table(Item):
 
         found = {} if runs.PUBLISH else {"here": self.frame(profile, seeds)}
         found["shipped"] = as_made(profile, runs.shipped(profile))
-        if "-samedetector" not in profile:
-            same = config.same_detector(profile)
+        if (same := config.same_detector(profile)) != profile:
             ours = as_made(same, runs.results(same))
             found[SAME] = ours if ours.attrs["seeds"] else as_made(same, runs.shipped(same))
         found = {source: frame for source, frame in found.items() if frame.attrs["seeds"]}
@@ -312,6 +311,11 @@ def setting(profile: str) -> str:
         f"batch, {cfg.SOLVER.MAX_ITER} iterations, learning rate {cfg.SOLVER.BASE_LR:g}, lowered after "
         + " and ".join(map(str, cfg.SOLVER.STEPS))
         + (" (by the linear scaling rule)." if "-batch" in profile else ".")
+        + (
+            " Tested on a fifth of the training images, which are left out of the training."
+            if cfg.STUDY.HELD_OUT
+            else ""
+        )
         + (" No mask head's gradient reaches the detector." if cfg.STUDY.SAME_DETECTOR else "")
     )
 

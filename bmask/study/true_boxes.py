@@ -4,6 +4,7 @@ AP says whether objects are found, classified and outlined. Here every model is 
 differ in their masks alone, object by object.
 """
 
+from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from faster_coco_eval import COCO
 from torch.nn import functional as F
 
 from ..boundary import boundary_targets
-from . import datasets, evaluate
+from . import evaluate
+from .datasets import coco
 from .datasets.mapper import ImageMapper
 
 SIDE = 28  # of the RoIs, in pixels
@@ -56,11 +58,12 @@ def predict(cfg: CfgNode, model: torch.nn.Module, image: Dict, inputs: Dict, ann
 
 @torch.no_grad()
 def measure(
-    cfg: CfgNode, model: torch.nn.Module, split: "datasets.Split", report: Callable[[int, int], None]
+    cfg: CfgNode, model: torch.nn.Module, images: List[Dict], json: Path, report: Callable[[int, int], None]
 ) -> Dict[str, np.ndarray]:
     """Compare the masks in the true boxes with the truth, at 28x28 pixels.
 
     Args:
+        images: in detectron2's dataset format, in the order of their ids, with their masks in the COCO file ``json``.
         report: called with the number of images done and the number of all.
 
     Returns:
@@ -68,8 +71,7 @@ def measure(
         ``IoU`` of the mask, ``IoU75``, 100 for an IoU above 0.75 and else 0, and ``F``, the F-score of its boundary at
         one pixel; NaN where an object has none of the 28x28 pixels.
     """
-    mapper, truth = ImageMapper(cfg, is_train=False), COCO(datasets.coco.truth(split.json))
-    images = split.load()
+    mapper, truth = ImageMapper(cfg, is_train=False), COCO(coco.truth(json))
     found = [(np.zeros(0, int), torch.zeros(0, SIDE, SIDE), torch.zeros(0, SIDE, SIDE, dtype=torch.bool))]
     for k, image in enumerate(images):
         if shown := objects(truth, image):

@@ -196,7 +196,8 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
     if cfg.STUDY.SAME_DETECTOR:
         record["detector"] = same_detector.fingerprint(model)
     detections, milliseconds = detect(model, total)
-    further = detect(model, total, data.val_second.load())[0] if data.val_second else []
+    second = data.val_second.load() if data.val_second else []
+    further = detect(model, total, second)[0] if second else []
     if not ranks.leave():
         return
 
@@ -204,18 +205,18 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         found = evaluate.average_precision(split.json, detections, max_dets, report=lambda text: report(text, total))
         record["metrics"].update({f"{kind}{suffix}": metrics for kind, metrics in found.items()})
 
-    def measure_in_true_boxes(split, name):
-        found = true_boxes.measure(cfg, model, split, lambda i, n: report(f"in true boxes {i}/{n}", total))
-        record["metrics"][name] = {**true_boxes.means(found), "images": len(split.load())}
+    def measure_in_true_boxes(split, images, name):
+        found = true_boxes.measure(cfg, model, images, split.json, lambda i, n: report(f"in true boxes {i}/{n}", total))
+        record["metrics"][name] = {**true_boxes.means(found), "images": len(images)}
         record["objects"][name] = found
 
     record |= {"metrics": {}, "objects": {}}
     measure(data.val, detections, "")
-    measure_in_true_boxes(data.val, "true_boxes")
+    measure_in_true_boxes(data.val, images, "true_boxes")
     if data.val_second:
         record["second_fingerprint"] = data.second_fingerprint
         measure(data.val_second, further, "_second")
-        measure_in_true_boxes(data.val_second, "true_boxes_second")
+        measure_in_true_boxes(data.val_second, second, "true_boxes_second")
     if data.val_coarse:
         measure(data.val_coarse, detections, "_coarse")
         record["annotation_iou"] = evaluate.annotation_iou(data.val.json, data.val_coarse.json)
