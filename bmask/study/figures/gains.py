@@ -43,7 +43,7 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
         panel.margins(x=0.15)
     panels[0].set_yticks(places, [row.name for row, shown in zip(rows, run) if shown])
     panels[0].set_ylim(len(places) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=4)
     counts = {source: sorted({*frame["seeds"]} - {0}) for source, frame in frames.items()}
     seeds = ", ".join(f"{source} {' or '.join(map(str, numbers))}" for source, numbers in counts.items())
     figure.suptitle(f"{title} (seeds: {seeds})", x=0.01, ha="left", fontsize=9)
