@@ -19,7 +19,7 @@ from detectron2.structures import Instances
 from torch import nn
 from torch.nn import functional as F
 
-from .joint import JointHead, predict_class, undecided
+from .joint import JointHead, laid_out, predict_class, undecided
 from .losses import OPTIONS, check_options
 from .mask_scoring import MaskIoUHead, build_mask_iou_head
 
@@ -123,6 +123,8 @@ class BoundaryPreservingHead(JointHead, nn.Module):
         if supervision != "none":
             self.boundary_deconv, self.boundary_predictor = deconv(), predictor()
         self.mask_iou_head = mask_iou_head
+        self.to(memory_format=torch.channels_last)  # as laid_out lays out what goes in
+        self.multiple = 1 if norm else 64  # a BatchNorm would see what laid_out adds
 
     def _add_fusion(self, conv, m2b_fusion: bool, b2m_fusion: bool, num_boundary_conv: int) -> None:
         """F_m to the boundary branch, the convolutions that make F_b, and F_b to the mask branch."""
@@ -161,7 +163,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
         classes = torch.cat([x.gt_classes if self.training else x.pred_classes for x in instances])
         r_m, r_b = self.pool(features, boxes)
         with_boundary = self.supervision != "none" and (self.training or self.output_boundaries)
-        f_m, f_b = self.layers(r_m, r_b, with_boundary)
+        f_m, f_b = self.layers(laid_out(r_m, self.multiple), laid_out(r_b, self.multiple), with_boundary)
         mask, boundary = predict_class(F.relu(self.mask_deconv(f_m)), self.mask_predictor, classes), None
         if with_boundary:
             boundary = predict_class(F.relu(self.boundary_deconv(f_b)), self.boundary_predictor, classes)

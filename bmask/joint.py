@@ -6,6 +6,7 @@ import torch
 from detectron2.layers import Conv2d
 from detectron2.structures import Instances
 from torch import nn
+from torch.nn import functional as F
 
 from .losses import joint_losses
 from .mask_scoring import instance_areas, mask_iou_loss, mask_iou_targets
@@ -60,6 +61,17 @@ class JointHead:
         return instances
 
 
+def laid_out(rois: torch.Tensor, multiple: int) -> torch.Tensor:
+    """RoI features as convolutions take them fastest: channels last, and on a GPU a multiple of RoIs.
+
+    Their number changes from image to image, and cuDNN plans anew for each shape that it has not met. The zeros that
+    fill up a multiple change no output and no gradient: :func:`predict_class` leaves them out.
+    """
+    if rois.is_cuda:
+        rois = F.pad(rois, (0,) * 7 + (-len(rois) % multiple,))
+    return rois.contiguous(memory_format=torch.channels_last)
+
+
 def undecided(layer: Conv2d) -> Conv2d:
     """The layer, started as detectron2 starts one of logits."""
     nn.init.normal_(layer.weight, std=0.001)
@@ -68,7 +80,8 @@ def undecided(layer: Conv2d) -> Conv2d:
 
 
 def predict_class(x: torch.Tensor, predictor: Conv2d, classes: torch.Tensor) -> torch.Tensor:
-    """Logits (R, S, S) of the class of each RoI, from (R, D, S, S); the other classes' are never computed."""
+    """Logits (R, S, S) of the class of each RoI, from (R or more, D, S, S); the other classes' are never computed."""
+    x = x[: len(classes)]
     if predictor.out_channels == 1:
         return predictor(x)[:, 0]
     weight, bias = predictor.weight[classes, :, 0, 0], predictor.bias[classes]

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_loss
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
 
 from bmask import BoundaryPreservingHead, MaskScoringHead, SobelMaskHead, add_bmask_config
 from bmask import head as head_module
@@ -99,6 +100,18 @@ HEADS = {
 def inputs_for(head, counts):
     """What detectron2's RoI heads hand over: the feature maps, or the pooled features of the boxes."""
     return make_features() if isinstance(head, BoundaryPreservingHead) else torch.randn(sum(counts), 8, 14, 14)
+
+
+def test_zeros_beside_the_rois_change_neither_losses_nor_gradients(monkeypatch):
+    """Of zeros that fill the RoIs of a GPU up to a multiple."""
+    proposals, features, found = make_proposals([3, 2]), make_features(), []
+    for more in (0, 3):
+        monkeypatch.setattr(head_module, "laid_out", lambda x, _, more=more: F.pad(x, (0,) * 7 + (more,)))
+        head = make_head()
+        losses = head(features, proposals)
+        sum(losses.values()).backward()
+        found.append([*losses.values(), *(p.grad for p in head.parameters())])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found))
 
 
 @pytest.mark.parametrize("build,names", HEADS.values(), ids=HEADS)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import rle, write_image
+from detectron2.structures import Boxes, Instances
 
 from bmask.study import config, datasets, files, runs, stats, true_boxes
 from bmask.study.datasets import Split
@@ -82,6 +83,15 @@ def test_a_model_that_knows_the_masks_has_them_at_any_input_size(split):
         assert found["image"].tolist() == [0, 0, 2]
         assert (found["IoU"] > 93).all() and (found["F"] == 100).all()
     assert steps == 2 * [(1, 3), (2, 3), (3, 3)]
+
+
+def test_overlaps_are_of_the_pixels_of_a_mask_that_others_have_as_well():
+    boxes = [[0.0, 0, 10, 10], [8, 0, 18, 10], [10, 10, 20, 20], [18, 10, 28, 20], [30, 30, 40, 40]]
+    masks = torch.ones(5, 1, 28, 28)
+    masks[3] = 0  # meets the third box, and has no pixels
+    found = true_boxes.overlaps(Instances((40, 40), pred_boxes=Boxes(torch.tensor(boxes)), pred_masks=masks))
+    # Two of ten columns are in common. A box that only touches another, or that is alone, has no value.
+    assert found[:4].tolist() == pytest.approx([20, 20, 0, 0]) and found[4].isnan()
 
 
 def test_records_have_every_object_and_the_means_of_the_draws(output):

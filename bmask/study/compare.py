@@ -29,10 +29,12 @@ METRICS = {
     "IoU": ("true_boxes", "IoU"),
     "IoU75": ("true_boxes", "IoU75"),
     "F": ("true_boxes", "F"),
+    "overlap": ("true_boxes", "overlap"),
     # on a second test set
     "AP_second": ("segm_second", "AP"),
     "IoU_second": ("true_boxes_second", "IoU"),
     "F_second": ("true_boxes_second", "F"),
+    "overlap_second": ("true_boxes_second", "overlap"),
 }
 
 

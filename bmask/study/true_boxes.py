@@ -10,7 +10,8 @@ from typing import Callable, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from faster_coco_eval import COCO
 from torch.nn import functional as F
 
@@ -69,22 +70,36 @@ def measure(
     Returns:
         For the N objects of a data set, (N,): ``image``, the place of the object's image by its id; in percent
         ``IoU`` of the mask, ``IoU75``, 100 for an IoU above 0.75 and else 0, and ``F``, the F-score of its boundary at
-        one pixel; NaN where an object has none of the 28x28 pixels.
+        one pixel; NaN where an object has none of the 28x28 pixels; and ``overlap``, see :func:`overlaps`.
     """
     mapper, truth = ImageMapper(cfg, is_train=False), COCO(coco.truth(json))
-    found = [(np.zeros(0, int), torch.zeros(0, SIDE, SIDE), torch.zeros(0, SIDE, SIDE, dtype=torch.bool))]
+    empty = torch.zeros(0, SIDE, SIDE)
+    found = [(np.zeros(0, int), empty, empty.bool(), torch.zeros(0, dtype=torch.float64))]
     for k, image in enumerate(images):
         if shown := objects(truth, image):
             annotations, masks = zip(*shown)
-            predicted = predict(cfg, model, image, mapper(image), annotations).pred_masks.float()
+            predicted = predict(cfg, model, image, mapper(image), annotations)
             exact = in_rois(np.array(masks), np.array([corners(annotation) for annotation in annotations]))
             # PointRend's masks are finer.
-            found.append(
-                (np.full(len(shown), k), F.adaptive_avg_pool2d(predicted, SIDE)[:, 0], torch.from_numpy(exact))
-            )
+            probabilities = F.adaptive_avg_pool2d(predicted.pred_masks.float(), SIDE)[:, 0]
+            found.append((np.full(len(shown), k), probabilities, torch.from_numpy(exact), overlaps(predicted)))
         report(k + 1, len(images))
-    places, probabilities, targets = zip(*found)
-    return {"image": np.concatenate(places), **compare(torch.cat(probabilities) > 0.5, torch.cat(targets))}
+    places, probabilities, targets, shared = zip(*found)
+    measured = compare(torch.cat(probabilities) > 0.5, torch.cat(targets))
+    return {"image": np.concatenate(places), **measured, "overlap": torch.cat(shared).numpy()}
+
+
+def overlaps(predicted: Instances) -> torch.Tensor:
+    """The percentage of each of R masks that lies in others' masks as well; NaN for a box that meets no other.
+
+    Args:
+        predicted: from :func:`predict`. The masks are put into the model's input, whose pixels are counted.
+    """
+    boxes = predicted.pred_boxes
+    masks = paste_masks_in_image(predicted.pred_masks[:, 0].float(), boxes, predicted.image_size).flatten(1)
+    shared = 100 * ((masks & (masks.sum(0) > 1)).sum(1).double() / masks.sum(1)).nan_to_num(0)
+    shared[(pairwise_iou(boxes, boxes) > 0).sum(1) < 2] = torch.nan
+    return shared
 
 
 def compare(masks: torch.Tensor, targets: torch.Tensor) -> Dict[str, np.ndarray]:
