@@ -103,7 +103,7 @@ def fill(
             f"{weights} does not match the model of {name}: {', '.join(report.flaws())}; "
             + (hint if config_file else "give the checkpoint that belongs to it")
         )
-    return cfg, model.eval(), report
+    return cfg, model.eval().to(memory_format=torch.channels_last), report
 
 
 def choose_device(name: str = "auto") -> str:

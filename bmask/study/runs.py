@@ -411,5 +411,5 @@ def _cpu_name() -> str:
 def as_json(content: Dict) -> bytes:
     """Indented, but for lists of numbers and short objects, which take one line each."""
     text = json.dumps(content, indent=1)
-    text = re.sub(r"\[[\s\d.,e+-]*\]|\{\n[^][{}]{,150}\}", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
+    text = re.sub(r"\[(?:[\s\d.,e+-]|null)*\]|\{\n[^][{}]{,150}\}", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
     return (text + "\n").encode()

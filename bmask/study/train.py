@@ -202,7 +202,7 @@ def train(
 def _started(cfg: CfgNode, checkpoint: Path) -> torch.nn.Module:
     """The model of a configuration at its start, with its weights unless a checkpoint has them."""
     seed_all_rng(cfg.SEED)
-    model = build_model(cfg)
+    model = build_model(cfg).to(memory_format=torch.channels_last)  # a tenth faster: see docs/performance.md
     if cfg.MODEL.WEIGHTS and not checkpoint.exists():
         DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     if cfg.STUDY.SAME_DETECTOR:
