@@ -1,10 +1,16 @@
 """What a model finds: detections and their time, average precision, and how good its boundaries are."""
 
+import gc
 import itertools
 import time
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+import cv2
+import faster_coco_eval
+import hotcoco
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -12,7 +18,8 @@ from detectron2.data import MapDataset
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import COCO
+from hotcoco import mask as rle_tools
 from tabulate import tabulate
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -26,6 +33,9 @@ from .datasets.check import check_coco
 from .datasets.mapper import ImageMapper
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
+THRESHOLDS = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]  # of IoU
+LEVELS = np.linspace(0, 1, 101)  # of recall
+BOX = ("category_id", "bbox", "score")
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -170,6 +180,19 @@ def calibration(probabilities: torch.Tensor, targets: torch.Tensor, bins: int = 
     return sums.index_add_(0, interval, torch.stack([torch.ones_like(p), p, y], dim=1))
 
 
+@contextmanager
+def _collecting_no_garbage():
+    """While millions of objects are made that are kept: to look through them again and again takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collecting_no_garbage()
 def average_precision(
     truth: Path,
     detections: List[Dict],
@@ -187,7 +210,7 @@ def average_precision(
         max_dets: detections that count, an image and class.
         kinds: of ``bbox``, ``segm`` and ``boundary``.
         resamples: of the images, for intervals.
-        report: called with text for a reader now and then: with COCO's 5,000 images the resamples take minutes.
+        report: called with text for a reader now and then.
 
     Returns:
         For each of the kinds a dict with AP, AP50, AP75, APs, APm, APl,
@@ -202,47 +225,96 @@ def average_precision(
         image["id"] = numbers[image["id"]]
     for number, annotation in enumerate(content["annotations"], 1):
         annotation.update(id=number, image_id=numbers[annotation["image_id"]])
-    detections = [{**d, "image_id": numbers[d["image_id"]]} for d in detections]
-    ground_truth = COCO(content)
-    return {kind: _coco_ap(ground_truth, detections, kind, max_dets, resamples, report) for kind in kinds}
+    # Without its box the size of a detection is its mask's area, as for the truth.
+    boxes = [{"image_id": numbers[d["image_id"]], **{k: d[k] for k in BOX}} for d in detections]
+    masks = [
+        {**box, "score": d.get("mask_score", d["score"]), "segmentation": d["segmentation"]}
+        for box, d in zip(boxes, detections)
+    ]
+    for without_box in masks:
+        del without_box["bbox"]
+    found = {}
+    for kind in kinds:
+        report(f"AP of {IOU_TYPES[kind]}")
+        given = boxes if kind == "bbox" else masks
+        evaluation = _evaluated(content, given, kind, max_dets)
+        # IoU threshold x recall x class x size (all, small, medium, large), at max_dets
+        precision = np.asarray(evaluation.eval["precision"])[..., -1]
+        everything = precision[..., 0]
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        found[kind] = {
+            **_headline(everything),
+            **{name: _mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
+            "per_iou": {f"{t:.2f}": _mean(everything[k]) for k, t in enumerate(THRESHOLDS)},
+            "per_class": {names[c]: _mean(everything[:, :, k]) for k, c in enumerate(evaluation.params.catIds)},
+        }
+        if resamples and kind != "boundary":
+            report(f"AP of {IOU_TYPES[kind]} on resamples")
+            found[kind]["bootstrap"] = _bootstrap(
+                _evaluated(content, given, kind, max_dets, sizes=["all"]), len(numbers), resamples
+            )
+    return found
 
 
-def _coco_ap(
-    ground_truth: COCO, detections: List[Dict], kind: str, max_dets: int, resamples: int, report: Callable[[str], None]
-) -> Dict:
-    report(f"AP of {IOU_TYPES[kind]}")
-    if kind != "bbox":
-        # The size of a detection is then its mask's area, as for the truth, not its box's.
-        detections = [
-            {**{k: v for k, v in d.items() if k != "bbox"}, "score": d.get("mask_score", d["score"])}
-            for d in detections
-        ]
-    evaluation = COCOeval_faster(
-        ground_truth, ground_truth.loadRes(detections), kind, print_function=lambda *_: None, separate_eval=True
-    )
-    evaluation.params.maxDets = [max_dets]
+def _evaluated(content: Dict, detections: List[Dict], kind: str, max_dets: int, sizes: Sequence[str] = ()):
+    """COCO's evaluation, carried out; of objects of all sizes, or of these."""
+    if kind == "boundary":
+        truth = faster_coco_eval.COCO(content)
+        evaluation = _BoundaryEvaluation(
+            truth,
+            truth.loadRes(detections),
+            "segm",
+            print_function=lambda *_: None,
+            separate_eval=True,
+            rle_iou_max_workers=1,
+        )
+    else:
+        truth = hotcoco.COCO(content)
+        evaluation = hotcoco.COCOeval(truth, truth.loadRes(detections), kind)
+    params = evaluation.params
+    params.maxDets = [max_dets]
+    if sizes:
+        chosen = [k for k, name in enumerate(params.areaRngLbl) if name in sizes]
+        params.areaRng, params.areaRngLbl = (
+            [values[k] for k in chosen] for values in (params.areaRng, params.areaRngLbl)
+        )
     evaluation.evaluate()
     evaluation.accumulate()
-    # IoU threshold x recall x class x size (all, small, medium, large), at max_dets
-    precision = np.asarray(evaluation.eval["precision"])[..., -1]
-    thresholds = [f"{t:.2f}" for t in evaluation.params.iouThrs]
-    everything = precision[..., 0]
-    metrics = {
-        **_headline(everything, thresholds),
-        **{name: _mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
-        "per_iou": {t: _mean(everything[k]) for k, t in enumerate(thresholds)},
-        "per_class": {
-            ground_truth.cats[c]["name"]: _mean(everything[:, :, k]) for k, c in enumerate(evaluation.params.catIds)
-        },
-    }
-    if resamples and kind != "boundary":
-        metrics["bootstrap"] = _bootstrap(
-            evaluation,
-            thresholds,
-            resamples,
-            lambda done: report(f"AP of {IOU_TYPES[kind]}, resample {done}/{resamples}"),
-        )
-    return metrics
+    return evaluation
+
+
+class _BoundaryEvaluation(faster_coco_eval.COCOeval_faster):
+    """COCO's evaluation by the smaller one of the IoUs of masks and of boundaries (Cheng et al., CVPR 2021).
+
+    The library's own computes the boundary of each mask, and most detections match nothing: here it is computed where
+    the masks' IoU reaches the lowest threshold.
+    """
+
+    def computeIoU(self, image: int, category: int):
+        ious = super().computeIoU(image, category)
+        if len(ious):
+            truth, found = (
+                x.get_instances([image], [category], True)[0][0] for x in (self.gt_dataset, self.dt_dataset)
+            )
+            found = sorted(found, key=lambda d: -d["score"])  # as the rows of ious
+            for d, t in zip(*np.nonzero(ious >= THRESHOLDS[0])):
+                if not truth[t].get("iscrowd"):
+                    ious[d, t] = min(ious[d, t], boundary_iou(found[d]["rle"], truth[t]["rle"]))
+        return ious
+
+
+def boundary_iou(*rles: Dict) -> float:
+    """Boundary IoU of two masks of one size, as compressed RLEs: of their pixels within 2% of the image's diagonal of
+    what is outside (Cheng et al., CVPR 2021)."""
+    boxes = np.array([rle_tools.to_bbox(rle) for rle in rles])
+    left, top = boxes[:, :2].min(0).astype(int)
+    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(0).astype(int)
+    shown = np.ascontiguousarray(rle_tools.decode(list(rles))[top:bottom, left:right])
+    width = max(1, round(0.02 * float(np.hypot(*rles[0]["size"]))))
+    outside = cv2.copyMakeBorder(shown, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    inner = cv2.erode(outside, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    first, second = np.moveaxis(shown > inner, 2, 0)
+    return np.count_nonzero(first & second) / np.count_nonzero(first | second)
 
 
 def to_markdown(metrics: Dict[str, Dict]) -> str:
@@ -261,31 +333,74 @@ def annotation_iou(truth: Path, annotated: Path) -> float:
     return float(np.mean(ious))
 
 
-def _bootstrap(
-    evaluation: COCOeval_faster, thresholds: List[str], resamples: int, report: Callable[[int], None]
-) -> Dict[str, List[Optional[float]]]:
-    """The headline metrics with the images drawn anew: what was matched in each is known, so AP alone is computed.
+def _bootstrap(evaluation: hotcoco.COCOeval, images: int, resamples: int) -> Dict[str, List[Optional[float]]]:
+    """AP, AP50 and AP75 with the images drawn anew: what was matched in each is known, so AP is a sum with weights.
 
-    The library keeps what was matched under private names, and has no public one.
+    An image that is drawn twice counts twice. So precision and recall at a detection are sums, over detections that are
+    as good or better, of how often their images were drawn.
     """
-    params, matched = evaluation._paramsEval, evaluation._evalImgs_cpp  # class x size x image
-    images, sizes = len(params.imgIds), len(params.areaRng)
-    params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
-    by_class = [matched[k * sizes * images :][:images] for k in range(len(params.catIds))]
+    times = stats.times(images, resamples).astype(np.float64)  # draw x image
+    number = {image: k for k, image in enumerate(evaluation.params.imgIds)}
+    by_class = {category: [] for category in evaluation.params.catIds}
+    for matched in filter(None, evaluation.eval_imgs):
+        by_class[matched["category_id"]].append(matched)
+    ap = np.full((len(THRESHOLDS), len(by_class), resamples), np.nan)
+    for k, parts in enumerate(by_class.values()):
+        if parts:
+            image = [number[part["image_id"]] for part in parts]
+            objects = [len(part["gtIgnore"]) - sum(part["gtIgnore"]) for part in parts]
+            order = np.argsort(-np.concatenate([part["dtScores"] for part in parts]), kind="stable")
+            of_image = np.repeat(image, [len(part["dtScores"]) for part in parts])[order]
+            matches, ignored = (
+                np.concatenate([np.reshape(part[name], (len(THRESHOLDS), -1)) for part in parts], axis=1)[:, order] > 0
+                for name in ("dtMatched", "dtIgnore")
+            )
+            chunk = max(1, 2**24 // max(1, len(order)))
+            for start in range(0, resamples, chunk):
+                drawn = slice(start, start + chunk)
+                ap[:, k, drawn] = _weighted_ap(
+                    times[drawn, of_image], matches & ~ignored, ignored, times[drawn, image] @ objects
+                )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a draw without an object has no AP
+        found = {"AP": np.nanmean(ap, axis=(0, 1))}
+        found |= {f"AP{100 * t:.0f}": np.nanmean(ap[THRESHOLDS.index(t)], axis=0) for t in (0.5, 0.75)}
+    return {name: [None if np.isnan(x) else 100 * x for x in v.tolist()] for name, v in found.items()}
 
-    def measure(draw):
-        evaluation._evalImgs_cpp = [found[i] for found in by_class for i in draw]
-        evaluation.accumulate()
-        return _headline(np.asarray(evaluation.eval["precision"])[..., 0, -1], thresholds)
 
-    return stats.resample(measure, images, resamples, report)
+def _weighted_ap(weights: np.ndarray, matched: np.ndarray, ignored: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """COCO's AP of one class where a detection counts as often as its weight says: (T, B), NaN without an object.
+
+    Args:
+        weights: (B, D), whole numbers, of D detections, the surest first, in B draws.
+        matched, ignored: (T, D), bool: true positives, and detections that do not count, by IoU threshold.
+        objects: (B,), the weighted number of objects.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counted = weights.cumsum(1)
+        found = np.zeros((len(matched), len(weights)))
+        for t, (hits, out) in enumerate(zip(matched, ignored)):
+            # Precision rises at true positives alone, so its envelope and recall are known there.
+            positives = weights[:, hits].cumsum(1)
+            number = counted[:, hits] - (weights * out).cumsum(1)[:, hits] if out.any() else counted[:, hits]
+            precision = np.nan_to_num(positives / number)
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = positives / objects[:, None]
+            # How many of the 101 recall levels have been reached, exactly as levels <= recall.
+            reached = np.minimum(np.nan_to_num(recall * 100).astype(np.int64), 100)
+            reached += (LEVELS[np.minimum(reached + 1, 100)] <= recall) & (reached < 100)
+            reached -= LEVELS[reached] > recall
+            steps = np.diff(reached + 1, axis=1, prepend=0)
+            found[t] = (envelope * steps).sum(1) / len(LEVELS)
+    found[:, objects == 0] = np.nan
+    return found
 
 
-def _headline(precision: np.ndarray, thresholds: List[str]) -> Dict[str, Optional[float]]:
+def _headline(precision: np.ndarray) -> Dict[str, Optional[float]]:
     return {
         "AP": _mean(precision),
-        "AP50": _mean(precision[thresholds.index("0.50")]),
-        "AP75": _mean(precision[thresholds.index("0.75")]),
+        "AP50": _mean(precision[THRESHOLDS.index(0.5)]),
+        "AP75": _mean(precision[THRESHOLDS.index(0.75)]),
     }
 
 

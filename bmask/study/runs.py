@@ -383,7 +383,7 @@ def provenance(device: str) -> Dict:
             return None
 
     versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "faster-coco-eval"):
+    for package in ("torch", "torchvision", "detectron2", "sal-detectron2", "numpy", "faster-coco-eval", "hotcoco"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

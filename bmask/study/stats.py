@@ -7,7 +7,7 @@ much as n new ones would, 0.82 times with three seeds; and with one seed it know
 """
 
 from functools import cache
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -15,58 +15,35 @@ RESAMPLES = 1000
 NONE = (float("nan"), float("nan"))
 
 
-def resample(
-    measure: Callable[[np.ndarray], Dict], images: int, resamples: int, report: Callable[[int], None]
-) -> Dict[str, List]:
-    """What ``measure`` gives, to two decimals, for each draw of images.
-
-    Args:
-        measure: from the places of the images that were drawn to values by name; None where there is none.
-        images: how many there are to draw from.
-        resamples: number of draws.
-        report: called with the number of draws done now and then.
-    """
-    found = []
-    for done, draw in enumerate(_draws(images, resamples)):
-        if done % 20 == 0:
-            report(done)
-        found.append(measure(draw))
-    return {name: [None if f[name] is None else round(f[name], 2) for f in found] for name in found[0]}
-
-
 def means_of_draws(objects: Dict[str, Sequence], images: int) -> Dict[str, List[Optional[float]]]:
-    """Means over objects on the draws that :func:`resample` makes. An object is drawn with its image.
+    """Means over objects on the draws of :func:`times`. An object is drawn with its image.
 
     Args:
         objects: of N objects, (N,), ``image``, the place of the image that each is in, and values by name, or None.
         images: how many there are to draw from.
     """
-    times = _times(images)
+    drawn = times(images)
     found = {}
     for name in objects.keys() - {"image"}:
         values = np.array(objects[name], dtype=float)
         sums, numbers = (np.bincount(objects["image"], v, images) for v in (np.nan_to_num(values), ~np.isnan(values)))
-        found[name] = [s / n if n else None for s, n in zip((times @ sums).tolist(), (times @ numbers).tolist())]
+        found[name] = [s / n if n else None for s, n in zip((drawn @ sums).tolist(), (drawn @ numbers).tolist())]
     return found
 
 
 @cache
-def _times(images: int) -> np.ndarray:
-    """(1000, images): how often each image is in each draw."""
-    return np.stack([np.bincount(draw, minlength=images) for draw in _draws(images, RESAMPLES)])
-
-
-@cache
-def _draws(images: int, resamples: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(images, size=(resamples, images))
+def times(images: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, images): how often each image is in each draw; the same draws for all models."""
+    draws = np.random.default_rng(0).integers(images, size=(resamples, images))
+    return np.stack([np.bincount(draw, minlength=images) for draw in draws])
 
 
 def contrast(terms: Sequence[Tuple[int, Dict[int, Optional[np.ndarray]]]]) -> Tuple[float, float]:
     """The interval of a sum of models with signs, such as the difference of two.
 
     Args:
-        terms: for each model its sign, and by seed its values on the draws of images, from
-            :func:`resample`, or None. Seeds that not all models have are left out.
+        terms: for each model its sign, and by seed its values on the draws of images, or None. Seeds that not
+            all models have are left out.
 
     Returns:
         Its ends; two NaN without a common seed or without values, and where the models are one.
