@@ -1,6 +1,8 @@
 """What ends a command in one sentence, and a notebook's cell alike."""
 
+import difflib
 from contextlib import contextmanager
+from typing import Iterable
 
 
 class InputError(Exception):
@@ -36,6 +38,12 @@ def stoppable():
         yield
     except KeyboardInterrupt:
         raise Stopped from None
+
+
+def nearest(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for an unknown name, with the nearest known one."""
+    (close,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    return InputError(f"there is no {kind} {name!r}: did you mean {close!r}; known are {', '.join(known)}")
 
 
 def escaped(text) -> str:

@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 from cyclopts.help import DefaultFormatter, PanelSpec
 from rich.box import Box
 
-from ..errors import InputError, Stopped, escaped, one_line
+from ..errors import InputError, Stopped, escaped, nearest, one_line
 
 app = cyclopts.App(
     "python -m bmask",
@@ -51,8 +51,6 @@ def main(arguments=None) -> int:
 
 def _refusal(error: cyclopts.CycloptsError) -> InputError:
     """What is wrong with a command line that cannot be read."""
-    from .config import nearest
-
     what = one_line(error)
     match error:
         case cyclopts.UnknownCommandError(unused_tokens=[name, *_]):

@@ -1,13 +1,12 @@
 """The keys of the study, and how a variant, a profile and a seed become one resolved configuration."""
 
-import difflib
 import functools
 import hashlib
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Tuple, TypeVar
+from typing import Any, Dict, List, Tuple, TypeVar
 
 import yaml
 from detectron2 import model_zoo
@@ -15,7 +14,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.engine import DefaultTrainer
 
 from ..config import UNFIT, check_heads, default_config, without_weights
-from ..errors import InputError, one_line
+from ..errors import InputError, nearest, one_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -300,12 +299,6 @@ def pick(kind: str, name: str, known: Dict[str, T]) -> T:
     if name not in known:
         raise nearest(kind, name, known)
     return known[name]
-
-
-def nearest(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for an unknown name, with the nearest known one."""
-    (close,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-    return InputError(f"there is no {kind} {name!r}: did you mean {close!r}; known are {', '.join(known)}")
 
 
 def _find(kind: str, name: str) -> Path:
