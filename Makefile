@@ -33,7 +33,7 @@ RUN_FLAGS = $(FLAGS) --seeds=$(call quoted,$(SEEDS)) --num-gpus=$(call quoted,$(
   --accumulate=$(call quoted,$(ACCUMULATE)) --jobs=$(call quoted,$(JOBS)) $(if $(REUSE),--reuse) \
   --launcher=$(call quoted,$(LAUNCHER)) $(if $(SLURM),--slurm $(SLURM))
 
-.PHONY: help setup test lab report verify-results clean submission-coco submission-cityscapes
+.PHONY: help setup test lab report verify-results benchmark clean submission-coco submission-cityscapes
 .DEFAULT_GOAL := help
 
 help:  ## list the targets and variables
@@ -97,6 +97,10 @@ report: setup  ## build report/index.html, a site of all results that opens with
 
 verify-results: setup  ## make the shipped results anew from their records, and fail on any difference
 	@$(BIN)/python -m bmask verify
+
+benchmark: setup  ## time training, inference, loading and AP beside detectron2's systems
+	@$(BIN)/python -W ignore -m benchmarks.speed --device=$(call quoted,$(DEVICE)) \
+	  $(if $(DATA),--data=$(call quoted,$(DATA)))
 
 clean:  ## remove runs, generated data, report and caches; results/, local ones included, and .venv stay
 	rm -rf runs data/shapes-* report .pytest_cache

@@ -95,7 +95,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
 
         def conv(in_channels=conv_dim, kernel_size=3, stride=1):
             shape = dict(kernel_size=kernel_size, stride=stride, padding=kernel_size // 2, bias=not norm)
-            layer = Conv2d(in_channels, conv_dim, **shape, norm=get_norm(norm, conv_dim), activation=F.relu)
+            layer = Conv2d(in_channels, conv_dim, **shape, norm=get_norm(norm, conv_dim), activation=F.relu_)
             weight_init.c2_msra_fill(layer)
             return layer
 
@@ -164,9 +164,9 @@ class BoundaryPreservingHead(JointHead, nn.Module):
         r_m, r_b = self.pool(features, boxes)
         with_boundary = self.supervision != "none" and (self.training or self.output_boundaries)
         f_m, f_b = self.layers(laid_out(r_m, self.multiple), laid_out(r_b, self.multiple), with_boundary)
-        mask, boundary = predict_class(F.relu(self.mask_deconv(f_m)), self.mask_predictor, classes), None
+        mask, boundary = predict_class(F.relu_(self.mask_deconv(f_m)), self.mask_predictor, classes), None
         if with_boundary:
-            boundary = predict_class(F.relu(self.boundary_deconv(f_b)), self.boundary_predictor, classes)
+            boundary = predict_class(F.relu_(self.boundary_deconv(f_b)), self.boundary_predictor, classes)
         return self.outputs(r_m, mask, boundary, classes, instances)
 
     def pool(self, features, boxes):

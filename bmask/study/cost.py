@@ -159,7 +159,7 @@ def _input(cfg: CfgNode) -> Tuple[List[Dict], Instances]:
 
 
 @torch.no_grad()
-def _infer(model: GeneralizedRCNN, cfg: CfgNode, batch: List[Dict], detections: Instances) -> None:
+def infer(model: GeneralizedRCNN, cfg: CfgNode, batch: List[Dict], detections: Instances) -> None:
     """All that inference does, with given detections for the mask head instead of what the box head finds."""
     with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):
         images = model.preprocess_image(batch)
@@ -177,12 +177,12 @@ def _milliseconds(model: nn.Module, cfg: CfgNode) -> float:
     if cfg.MODEL.DEVICE == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        _infer(model, cfg, batch, detections)
+        infer(model, cfg, batch, detections)
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end)
     start = time.perf_counter()
-    _infer(model, cfg, batch, detections)
+    infer(model, cfg, batch, detections)
     return (time.perf_counter() - start) * 1000
 
 
@@ -191,7 +191,7 @@ def _peak_memory(cfg: CfgNode) -> float:
         model = _model(cfg)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        _infer(model, cfg, *_input(cfg))
+        infer(model, cfg, *_input(cfg))
         return torch.cuda.max_memory_allocated() / 2**20
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_resident, cfg.dump()).result()
@@ -200,7 +200,7 @@ def _peak_memory(cfg: CfgNode) -> float:
 def _peak_resident(dump: str) -> float:
     cfg = CfgNode.load_cfg(dump)
     torch.set_num_threads(cfg.STUDY.THREADS)
-    _infer(_model(cfg), cfg, *_input(cfg))
+    infer(_model(cfg), cfg, *_input(cfg))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

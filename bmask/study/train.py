@@ -262,6 +262,8 @@ def train_loader(cfg: CfgNode, dataset: List[Dict], start: int, part: int, num_p
         mapped,
         batch_sampler=itertools.islice(batches(), start, None),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        prefetch_factor=4 if cfg.DATALOADER.NUM_WORKERS else None,
+        pin_memory=cfg.MODEL.DEVICE == "cuda",
         collate_fn=list,
     )
 
