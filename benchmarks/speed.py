@@ -146,18 +146,15 @@ class Head:
         if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
             shape = {f"p{k}": ShapeSpec(channels=channels, stride=2**k) for k in (2, 3, 4, 5)}
         torch.manual_seed(0)
-        self.head, self.device, self.pooled = (
-            build_mask_head(cfg, shape).to(device).eval(),
-            device,
-            torch.rand(50, 256, 14, 14),
-        )
-        self.head.pool = lambda *_: (self.pooled.to(device), torch.rand(50, 256, 28, 28, device=device))
+        self.head, self.device = build_mask_head(cfg, shape).to(device).eval(), device
+        self.r_m, r_b = (torch.rand(50, channels, side, side, device=device) for side in (14, 28))
+        self.head.pool = lambda *_: (self.r_m, r_b)
 
     @torch.no_grad()
     def __call__(self, step):
         found = Instances((600, 1000), pred_boxes=Boxes(torch.zeros(50, 4)), pred_classes=torch.arange(50))
-        given, found = self.pooled.to(self.device), [found.to(self.device)]
-        return seconds(lambda: self.head(given, found), self.device)
+        found = [found.to(self.device)]
+        return seconds(lambda: self.head(self.r_m, found), self.device)
 
 
 def seconds(work, device):
