@@ -62,7 +62,7 @@ def test_a_difference_of_differences_is_paired(output):
             publish(variant, seed, gain + 5 * seed, data="coarse" if "coarse" in variant else "fine")
     comparison = "bmask_rcnn - mask_rcnn vs bmask_rcnn_coarse16 - mask_rcnn_coarse16"
     found = Comparison(comparison, "AP").find("smoke")
-    assert found.difference == 2 and found.low == pytest.approx(2 - 1.96 * 0.4 / 2**0.5, abs=0.15)
+    assert found.difference == 2 and 1.5 < found.low < 2
 
 
 def test_the_papers_numbers_come_from_its_tables():
@@ -109,5 +109,5 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     assert "- `smoke`: Data `shapes`" in text
     rows = [line for line in text.splitlines() if " over " in line and line.startswith("|")]
     assert len(rows) == sum(len(claim.comparisons) for claim in findings.claims())
-    assert "+1.5 | +2.0 [" in text and "**reproduced** (1 seed) |" in text
+    assert "+1.5 | +2.0 [" in text and "**no verdict** (1 seed) |" in text
     assert stats.mean_of_objects([(np.array([0, 1]), np.array([1.0, 3.0]))])[0] == 2

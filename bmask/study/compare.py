@@ -88,14 +88,31 @@ def _fields(metric: str) -> Sequence[Tuple[str, str]]:
 
 
 def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple[float, float]:
-    """The interval of the difference of two models, from their records by seed; see :func:`bmask.study.stats.contrast`.
-
-    Args:
-        metric: as :func:`value` takes it.
+    """The interval of the difference of two models, from their records by seed; see :func:`contrast`.
 
     Returns:
         Its ends in AP points; two NaN where the models are one, or records without resamples or of other data.
     """
     if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)]):
         return stats.NONE
-    return stats.contrast([(1, resamples(ours, metric)), (-1, resamples(base, metric))])
+    return contrast([(1, ours), (-1, base)], metric)[1:]
+
+
+def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> Tuple[float, float, float]:
+    """A sum of models with signs, such as the difference of two, and its interval, :func:`bmask.study.stats.interval`.
+
+    Args:
+        terms: for each model its sign, and its records by seed. Seeds that not all models have are left out.
+        metric: as :func:`value` takes it.
+
+    Returns:
+        The sum, and the interval's ends: NaN without a common seed or without resamples, and where the models are one.
+    """
+    seeds = sorted(set.intersection(*(set(by_seed) for _, by_seed in terms)))
+    values = [sum(sign * value(by_seed[s], metric) for sign, by_seed in terms) for s in seeds]
+    mean = float(np.mean(values)) if seeds else float("nan")
+    drawn = [[resamples(by_seed, metric)[s] for sign, by_seed in terms] for s in seeds]
+    if not seeds or any(part is None for parts in drawn for part in parts):
+        return mean, *stats.NONE
+    sums = [sum(sign * part for (sign, _), part in zip(terms, parts)) for parts in drawn]
+    return mean, *(stats.interval(values, sums) if np.any(sums) else stats.NONE)

@@ -26,11 +26,12 @@ class Finding(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is above zero, below it, or neither for sure; none without an interval.
+        """Whether the difference is above zero, below it, or neither for sure.
 
-        There is none where the models are one, or their records have no resamples or are of different data.
+        There is none with one seed, as the interval then knows nothing of others; and none without an interval, where
+        the models are one, or their records have no resamples or are of different data.
         """
-        if np.isnan(self.low):
+        if np.isnan(self.low) or len(self.seeds) == 1:
             return NONE
         if self.low > 0:
             return REPRODUCED
@@ -86,13 +87,12 @@ class Comparison:
             return _thickness(list(self.signs), profile, seeds)
         if not seeds:
             return None
-        terms = [(sign, records[variant]) for variant, sign in self.signs.items()]
-        values = [sum(sign * compare.value(found[s], self.metric) for sign, found in terms) for s in seeds]
         # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
         compared = self.sides if " - " in self.text else [list(self.signs)]
         same = all(compare.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
-        drawn = [(sign, compare.resamples(found, self.metric)) for sign, found in terms]
-        return Finding(float(np.mean(values)), *(stats.contrast(drawn) if same else stats.NONE), seeds)
+        terms = [(sign, records[variant]) for variant, sign in self.signs.items()]
+        difference, *ends = compare.contrast(terms, self.metric)
+        return Finding(difference, *(ends if same else stats.NONE), seeds)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
-"""Every interval of the study: percentile bootstrap, 95%, over images and seeds.
+"""Every interval of the study: 95%, of a mean over images and seeds; ``docs/statistics.md`` explains them.
 
-Test images are drawn anew, with replacement, as many as there are, the same draws for all models: so models are paired
-image by image. Runs are paired by their seeds, and these are drawn anew as well. The interval is the middle 95% of the
-means over 1,000 such draws. With few seeds it is too narrow: n drawn with replacement spread sqrt((n - 1) / n) times as
-much as n new ones would, 0.82 times with three seeds; and with one seed it knows nothing of other seeds.
+Test images are drawn anew, with replacement, as many as there are, 1,000 times, the same draws for all models: so
+models are paired image by image. Runs are paired by their seeds.
 """
 
 from functools import cache
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+from scipy.stats import t as student
 
 RESAMPLES = 1000
 NONE = (float("nan"), float("nan"))
@@ -38,47 +37,46 @@ def times(images: int, resamples: int = RESAMPLES) -> np.ndarray:
     return np.stack([np.bincount(draw, minlength=images) for draw in draws])
 
 
-def contrast(terms: Sequence[Tuple[int, Dict[int, Optional[np.ndarray]]]]) -> Tuple[float, float]:
-    """The interval of a sum of models with signs, such as the difference of two.
+def interval(measured: Sequence[float], drawn: Sequence[Sequence[float]]) -> Tuple[float, float]:
+    """The interval of a mean over seeds: Student's t, with Satterthwaite's degrees of freedom.
+
+    The variance of the mean has two parts. Other images would move all seeds alike: what the draws say of the mean,
+    less what is each seed's own in it. Other seeds would give other values: their variance, by their number, with as
+    many degrees of freedom less one. Of one seed the interval knows the images alone.
 
     Args:
-        terms: for each model its sign, and by seed its values on the draws of images, or None. Seeds that not
-            all models have are left out.
+        measured: (S,), of each seed, on the images as they are.
+        drawn: (S, draws), the same on the draws of images; NaN where a draw has no value.
 
     Returns:
-        Its ends; two NaN without a common seed or without values, and where the models are one.
+        Its ends; two NaN without a seed, or without a value on any draw or of a seed.
     """
-    seeds = sorted(set.intersection(*(set(by_seed) for _, by_seed in terms)))
-    rows = [[by_seed[s] for s in seeds] for _, by_seed in terms]
-    if not seeds or any(values is None for row in rows for values in row):
+    measured, drawn = np.array(measured, dtype=float), np.array(drawn, dtype=float)
+    seeds = len(measured)
+    if not seeds or np.isnan(measured).any() or np.isnan(drawn).all(axis=-1).any():
         return NONE
-    sums = sum(sign * np.array(row, dtype=float) for (sign, _), row in zip(terms, rows))  # seed x draw
-    if not sums.any():
-        return NONE
-    chosen = np.random.default_rng(0).integers(len(seeds), size=sums.shape)
-    return _middle(np.take_along_axis(sums, chosen, axis=0).mean(axis=0))
+    of_mean = np.nanvar(drawn.mean(axis=0))
+    if seeds == 1:
+        variance, freedom = of_mean, np.inf
+    else:
+        own = max(0.0, (np.nanvar(drawn, axis=1).mean() - of_mean) * seeds / (seeds - 1))
+        images, others = max(0.0, of_mean - own / seeds), measured.var(ddof=1) / seeds
+        variance = images + others
+        freedom = (seeds - 1) * (variance / others) ** 2 if others else np.inf
+    half = student.ppf(0.975, freedom) * np.sqrt(variance)
+    return float(measured.mean() - half), float(measured.mean() + half)
 
 
 def mean_of_objects(measured: Sequence[Tuple[np.ndarray, np.ndarray]]) -> Tuple[float, float, float]:
     """The mean over objects and seeds, and the ends of its interval. Objects are drawn with the image that they are in.
 
     Args:
-        measured: for each seed the image of each object, (M,), the same for all, and a value, (M,), or NaN.
+        measured: for each seed the image of each object, (M,), and a value, (M,), or NaN.
     """
-    values = np.stack([value for _, value in measured])  # seed x object
-    image = measured[0][0].astype(int)
-    number = image.max() + 1
-    sums = np.stack([np.bincount(image, np.nan_to_num(row), number) for row in values])
-    counts = np.stack([np.bincount(image, ~np.isnan(row), number) for row in values])
-    rng = np.random.default_rng(0)
-    drawn = [
-        np.ix_(rng.integers(len(values), size=len(values)), rng.integers(number, size=number)) for _ in range(RESAMPLES)
-    ]
-    with np.errstate(invalid="ignore"):  # a model without any boundary pixel has neither thickness nor precision
-        ends = _middle([sums[d].sum() / counts[d].sum() for d in drawn]) if counts.any() else NONE
-        return float(sums.sum() / counts.sum()), *ends
-
-
-def _middle(means: Sequence[float]) -> Tuple[float, float]:
-    low, high = np.nanpercentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    number = max(int(image.max()) for image, _ in measured) + 1
+    drawn = [means_of_draws({"image": image.astype(int), "": value}, number)[""] for image, value in measured]
+    values = np.stack([value for _, value in measured])
+    if np.isnan(values).all(axis=1).any():  # a model without any boundary pixel has neither thickness nor precision
+        return float(np.nanmean(values)) if not np.isnan(values).all() else NONE[0], *NONE
+    means = np.nanmean(values, axis=1)
+    return float(means.mean()), *interval(means, drawn)

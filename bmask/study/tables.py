@@ -281,7 +281,7 @@ def _intervals(sources: Dict[str, pd.DataFrame]) -> str:
         + (", mean ± standard deviation over the seeds" if many else "")
         + "; Δ: what the row gains over its baseline"
         + (" with the same seed" if many else "")
-        + ", with its 95% bootstrap interval over images and seeds."
+        + ", with its 95% interval over images and seeds."
         + (" With one seed it knows nothing of other seeds." if one else "")
     )
 

@@ -53,7 +53,7 @@ def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
         f"How good these boundaries are, over all {count} objects of the test images, in their true boxes: the "
         "thickness of what has a probability above 0.5, in pixels of the 28x28 map (dotted: 1, as the truth; "
         f"{means}), and the shares of its pixels within one pixel of the truth (precision) and of the truth's "
-        "within one pixel of it (recall). Lines are 95% bootstrap intervals over images"
+        "within one pixel of it (recall). Lines are 95% intervals over images"
         f"{' and seeds' if len(seeds) > 1 else ''}. Right: what share of the pixels with a predicted probability is "
         f"boundary; the mean distance to the diagonal, by pixels, is: {error}."
     )
