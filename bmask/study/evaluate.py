@@ -250,34 +250,21 @@ def average_precision(
         }
         if resamples and kind != "boundary":
             report(f"AP of {IOU_TYPES[kind]} on resamples")
-            found[kind]["bootstrap"] = _bootstrap(
-                _evaluated(content, given, kind, max_dets, sizes=["all"]), len(numbers), resamples
-            )
+            found[kind]["bootstrap"] = _bootstrap(evaluation, len(numbers), resamples)
     return found
 
 
-def _evaluated(content: Dict, detections: List[Dict], kind: str, max_dets: int, sizes: Sequence[str] = ()):
-    """COCO's evaluation, carried out; of objects of all sizes, or of these."""
+def _evaluated(content: Dict, detections: List[Dict], kind: str, max_dets: int):
+    """COCO's evaluation, carried out."""
     if kind == "boundary":
-        truth = faster_coco_eval.COCO(content)
+        truth, options = faster_coco_eval.COCO(content), {"separate_eval": True, "rle_iou_max_workers": 1}
         evaluation = _BoundaryEvaluation(
-            truth,
-            truth.loadRes(detections),
-            "segm",
-            print_function=lambda *_: None,
-            separate_eval=True,
-            rle_iou_max_workers=1,
+            truth, truth.loadRes(detections), "segm", print_function=lambda *_: None, **options
         )
     else:
         truth = hotcoco.COCO(content)
         evaluation = hotcoco.COCOeval(truth, truth.loadRes(detections), kind)
-    params = evaluation.params
-    params.maxDets = [max_dets]
-    if sizes:
-        chosen = [k for k, name in enumerate(params.areaRngLbl) if name in sizes]
-        params.areaRng, params.areaRngLbl = (
-            [values[k] for k in chosen] for values in (params.areaRng, params.areaRngLbl)
-        )
+    evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
@@ -342,8 +329,10 @@ def _bootstrap(evaluation: hotcoco.COCOeval, images: int, resamples: int) -> Dic
     times = stats.times(images, resamples).astype(np.float64)  # draw x image
     number = {image: k for k, image in enumerate(evaluation.params.imgIds)}
     by_class = {category: [] for category in evaluation.params.catIds}
+    everything = evaluation.params.areaRng[0]
     for matched in filter(None, evaluation.eval_imgs):
-        by_class[matched["category_id"]].append(matched)
+        if matched["aRng"] == everything:
+            by_class[matched["category_id"]].append(matched)
     ap = np.full((len(THRESHOLDS), len(by_class), resamples), np.nan)
     for k, parts in enumerate(by_class.values()):
         if parts:
