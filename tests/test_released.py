@@ -135,7 +135,7 @@ def test_released_weights_load_in_full_and_give_the_masks_of_our_own_configurati
     ours.defrost()
     ours.MODEL.ROI_HEADS.NAME = "CascadeROIHeads" if config == "cascade" else "StandardROIHeads"
     ours.MODEL.ROI_MASK_HEAD.POOLER_TYPE = ""
-    reference = build_model(ours).eval()
+    reference = build_model(ours).eval().to(memory_format=torch.channels_last)
     reference.load_state_dict(state)
     found, expected = detect(model), detect(reference)
     assert len(found) == 10 and 0 < found.pred_masks.float().mean() < 1

@@ -35,7 +35,6 @@ from .datasets.mapper import ImageMapper
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 THRESHOLDS = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]  # of IoU
 LEVELS = np.linspace(0, 1, 101)  # of recall
-BOX = ("category_id", "bbox", "score")
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -219,20 +218,28 @@ def average_precision(
         same images, so that differences between models are paired.
     """
     content = coco.truth(truth)
-    # To COCO's evaluation an object that is number 0 is never found, and images below 0 are none.
-    numbers = {number: k for k, number in enumerate(sorted(image["id"] for image in content["images"]), 1)}
-    for image in content["images"]:
-        image["id"] = numbers[image["id"]]
-    for number, annotation in enumerate(content["annotations"], 1):
-        annotation.update(id=number, image_id=numbers[annotation["image_id"]])
+    # COCO's evaluations take an object number 0 for none, or refuse numbers below 0 and what else a file may hold.
+    images, classes = (
+        {number: k for k, number in enumerate(sorted(entry["id"] for entry in content[name]), 1)}
+        for name in ("images", "categories")
+    )
+    names = {classes[category["id"]]: category["name"] for category in content["categories"]}
+
+    def renumbered(annotation, *keys):
+        numbers = {"image_id": images[annotation["image_id"]], "category_id": classes[annotation["category_id"]]}
+        return {**numbers, **{key: annotation[key] for key in keys}}
+
+    content = {
+        "images": [{**{k: i[k] for k in ("height", "width")}, "id": images[i["id"]]} for i in content["images"]],
+        "categories": [{"id": k, "name": name} for k, name in names.items()],
+        "annotations": [
+            {**renumbered(a, "bbox", "segmentation", "area"), "id": k, "iscrowd": a.get("iscrowd", 0)}
+            for k, a in enumerate(content["annotations"], 1)
+        ],
+    }
+    boxes = [renumbered(d, "bbox", "score") for d in detections]
     # Without its box the size of a detection is its mask's area, as for the truth.
-    boxes = [{"image_id": numbers[d["image_id"]], **{k: d[k] for k in BOX}} for d in detections]
-    masks = [
-        {**box, "score": d.get("mask_score", d["score"]), "segmentation": d["segmentation"]}
-        for box, d in zip(boxes, detections)
-    ]
-    for without_box in masks:
-        del without_box["bbox"]
+    masks = [{**renumbered(d, "segmentation"), "score": d.get("mask_score", d["score"])} for d in detections]
     found = {}
     for kind in kinds:
         report(f"AP of {IOU_TYPES[kind]}")
@@ -241,7 +248,6 @@ def average_precision(
         # IoU threshold x recall x class x size (all, small, medium, large), at max_dets
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         everything = precision[..., 0]
-        names = {category["id"]: category["name"] for category in content["categories"]}
         found[kind] = {
             **_headline(everything),
             **{name: _mean(precision[..., k]) for k, name in enumerate(("APs", "APm", "APl"), 1)},
@@ -250,7 +256,7 @@ def average_precision(
         }
         if resamples and kind != "boundary":
             report(f"AP of {IOU_TYPES[kind]} on resamples")
-            found[kind]["bootstrap"] = _bootstrap(evaluation, len(numbers), resamples)
+            found[kind]["bootstrap"] = _bootstrap(evaluation, len(images), resamples)
     return found
 
 
