@@ -335,10 +335,12 @@ def _bootstrap(evaluation: hotcoco.COCOeval, images: int, resamples: int) -> Dic
     times = stats.times(images, resamples).astype(np.float64)  # draw x image
     number = {image: k for k, image in enumerate(evaluation.params.imgIds)}
     by_class = {category: [] for category in evaluation.params.catIds}
-    everything = evaluation.params.areaRng[0]
+    # Matches are handed over for each size of objects, which takes long: here for all sizes together.
+    params = evaluation.params
+    params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
+    evaluation.evaluate()
     for matched in filter(None, evaluation.eval_imgs):
-        if matched["aRng"] == everything:
-            by_class[matched["category_id"]].append(matched)
+        by_class[matched["category_id"]].append(matched)
     ap = np.full((len(THRESHOLDS), len(by_class), resamples), np.nan)
     for k, parts in enumerate(by_class.values()):
         if parts:
