@@ -16,9 +16,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
-from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -26,23 +23,20 @@ from pycocotools import mask as rle_tools
 from torch import nn
 from tqdm.auto import tqdm
 
-from bmask.config import without_weights
-from bmask.study import config, cost, datasets, evaluate, runs, train
+from bmask.study import cost, datasets, evaluate, runs, train
 
 SYSTEMS = ("mask_rcnn", "bmask_rcnn", "pointrend_800")
 OURS = "bmask_rcnn"  # trained and used channels last; the others are detectron2's, untouched
 
 
-def configured(variant, profile, device, mixed_precision=False):
-    cfg = runs.on_device(config.resolve(variant, profile), device)
-    without_weights(cfg)
+def configured(variant, profile, device, mixed_precision):
+    cfg = cost.configured(profile, variant, device)
     cfg.SOLVER.AMP.ENABLED = mixed_precision
     return cfg
 
 
 def built(variant, cfg):
-    seed_all_rng(0)
-    model = build_model(cfg)
+    model = cost.built(cfg)
     return model.to(memory_format=torch.channels_last) if variant == OURS else model
 
 
@@ -121,7 +115,7 @@ class Inference:
 
     def __init__(self, variant, profile, device, mixed_precision):
         self.cfg = configured(variant, profile, device, mixed_precision)
-        self.model = built(variant, self.cfg).eval()
+        self.model = built(variant, self.cfg)
 
     def __call__(self, step):
         rng = np.random.default_rng(step)
@@ -140,15 +134,10 @@ class Head:
     """The mask head of one system at the paper's sizes, on the features of 50 RoIs."""
 
     def __init__(self, variant, profile, device, mixed_precision):
-        cfg = configured(variant, "paper", device)
-        channels, side = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
-        shape = ShapeSpec(channels=channels, height=side, width=side)
-        if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
-            shape = {f"p{k}": ShapeSpec(channels=channels, stride=2**k) for k in (2, 3, 4, 5)}
-        torch.manual_seed(0)
-        self.head, self.device = build_mask_head(cfg, shape).to(device).eval(), device
-        self.r_m, r_b = (torch.rand(50, channels, side, side, device=device) for side in (14, 28))
-        self.head.pool = lambda *_: (self.r_m, r_b)
+        self.head, inputs = cost.mask_head(variant, rois=50)
+        self.head, self.device = self.head.to(device).eval(), device
+        self.r_m, *_ = inputs = [torch.rand_like(x, device=device) for x in inputs]
+        self.head.pool = lambda *_: inputs
 
     @torch.no_grad()
     def __call__(self, step):
@@ -189,7 +178,7 @@ def compare(what, kind, systems, args, mixed_precision=False):
 
 def loading(args):
     """Images a second that the trainer's loader gives, by the number of its workers."""
-    cfg = configured(OURS, args.profile, args.device)
+    cfg = configured(OURS, args.profile, args.device, False)
     images = datasets.prepare(cfg, args.data and Path(args.data), runs.OUTPUT).train.load()
     for workers in args.workers:
         cfg.DATALOADER.NUM_WORKERS = workers

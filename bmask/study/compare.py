@@ -111,8 +111,8 @@ def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> Tuple
     seeds = sorted(set.intersection(*(set(by_seed) for _, by_seed in terms)))
     values = [sum(sign * value(by_seed[s], metric) for sign, by_seed in terms) for s in seeds]
     mean = float(np.mean(values)) if seeds else float("nan")
-    drawn = [[resamples(by_seed, metric)[s] for sign, by_seed in terms] for s in seeds]
-    if not seeds or any(part is None for parts in drawn for part in parts):
+    drawn = [(sign, resamples(by_seed, metric)) for sign, by_seed in terms]
+    if not seeds or any(by_seed[s] is None for _, by_seed in drawn for s in seeds):
         return mean, *stats.NONE
-    sums = [sum(sign * part for (sign, _), part in zip(terms, parts)) for parts in drawn]
+    sums = [sum(sign * by_seed[s] for sign, by_seed in drawn) for s in seeds]
     return mean, *(stats.interval(values, sums) if np.any(sums) else stats.NONE)

@@ -37,15 +37,7 @@ def multiply_adds(variant: str) -> float:
 
     Without the final predictors: the deconvolutions and the 1x1 convolutions after them.
     """
-    cfg = config.resolve(variant, "paper")
-    channels, side = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
-    inputs = [torch.zeros(1, channels, side, side)]
-    if cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
-        shape = ShapeSpec(channels=channels, height=side, width=side)
-    else:
-        shape = {f"p{k}": ShapeSpec(channels=channels, stride=2**k) for k in (2, 3, 4, 5)}
-        side = cfg.MODEL.BOUNDARY_MASK_HEAD.POOLER_RESOLUTION
-        inputs.append(torch.zeros(1, channels, side, side))
+    head, inputs = mask_head(variant, rois=1)
 
     class Layers(nn.Module):
         def __init__(self, head):
@@ -55,10 +47,24 @@ def multiply_adds(variant: str) -> float:
         def forward(self, *features):
             return self.head.layers(*features)
 
-    counts = FlopCountAnalysis(Layers(build_mask_head(cfg, shape)), tuple(inputs))
+    counts = FlopCountAnalysis(Layers(head), tuple(inputs))
     counts = counts.unsupported_ops_warnings(False).by_module()
     predictors = sum(n for name, n in counts.items() if name in ("head.deconv", "head.predictor"))
     return (counts[""] - predictors) / 1e9
+
+
+def mask_head(variant: str, rois: int) -> Tuple[nn.Module, List[torch.Tensor]]:
+    """A variant's mask head at the paper's sizes, and features of RoIs: R_m (R, C, M, M), and R_b if it has any."""
+    cfg = config.resolve(variant, "paper")
+    channels, side = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+    inputs = [torch.zeros(rois, channels, side, side)]
+    if cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
+        shape = ShapeSpec(channels=channels, height=side, width=side)
+    else:
+        shape = {f"p{k}": ShapeSpec(channels=channels, stride=2**k) for k in (2, 3, 4, 5)}
+        side = cfg.MODEL.BOUNDARY_MASK_HEAD.POOLER_RESOLUTION
+        inputs.append(torch.zeros(rois, channels, side, side))
+    return build_mask_head(cfg, shape), inputs
 
 
 def ensure(profile: str, options: runs.Options) -> None:
@@ -92,12 +98,12 @@ def measure(profile: str, device: str) -> Dict:
         ``peak_memory_mib``: of the GPU's memory, or on the CPU of a process that does nothing else. And where it was
         measured.
     """
-    cfgs = {variant: _cfg(profile, variant, device) for variant in SYSTEMS}
+    cfgs = {variant: configured(profile, variant, device) for variant in SYSTEMS}
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(next(iter(cfgs.values())).STUDY.THREADS)
     try:
-        models = {variant: _model(cfg) for variant, cfg in cfgs.items()}
+        models = {variant: built(cfg) for variant, cfg in cfgs.items()}
         times = {variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)] for variant, model in models.items()}
         round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up
         rounds = int(np.clip(SECONDS / round_seconds, MIN_ROUNDS, MAX_ROUNDS))
@@ -132,13 +138,13 @@ def measure(profile: str, device: str) -> Dict:
     }
 
 
-def _cfg(profile: str, variant: str, device: str) -> CfgNode:
+def configured(profile: str, variant: str, device: str) -> CfgNode:
     cfg = runs.on_device(config.resolve(variant, profile), device)
     without_weights(cfg)
     return cfg
 
 
-def _model(cfg: CfgNode) -> nn.Module:
+def built(cfg: CfgNode) -> nn.Module:
     seed_all_rng(0)
     return build_model(cfg).eval()
 
@@ -188,7 +194,7 @@ def _milliseconds(model: nn.Module, cfg: CfgNode) -> float:
 
 def _peak_memory(cfg: CfgNode) -> float:
     if cfg.MODEL.DEVICE == "cuda":
-        model = _model(cfg)
+        model = built(cfg)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         infer(model, cfg, *_input(cfg))
@@ -200,7 +206,7 @@ def _peak_memory(cfg: CfgNode) -> float:
 def _peak_resident(dump: str) -> float:
     cfg = CfgNode.load_cfg(dump)
     torch.set_num_threads(cfg.STUDY.THREADS)
-    infer(_model(cfg), cfg, *_input(cfg))
+    infer(built(cfg), cfg, *_input(cfg))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

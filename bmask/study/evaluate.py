@@ -230,7 +230,7 @@ def average_precision(
         return {**numbers, **{key: annotation[key] for key in keys}}
 
     content = {
-        "images": [{**{k: i[k] for k in ("height", "width")}, "id": images[i["id"]]} for i in content["images"]],
+        "images": [{"id": images[i["id"]], "height": i["height"], "width": i["width"]} for i in content["images"]],
         "categories": [{"id": k, "name": name} for k, name in names.items()],
         "annotations": [
             {**renumbered(a, "bbox", "segmentation", "area"), "id": k, "iscrowd": a.get("iscrowd", 0)}
@@ -333,10 +333,9 @@ def _bootstrap(evaluation: hotcoco.COCOeval, images: int, resamples: int) -> Dic
     as good or better, of how often their images were drawn.
     """
     times = stats.times(images, resamples).astype(np.float64)  # draw x image
-    number = {image: k for k, image in enumerate(evaluation.params.imgIds)}
-    by_class = {category: [] for category in evaluation.params.catIds}
-    # Matches are handed over for each size of objects, which takes long: here for all sizes together.
     params = evaluation.params
+    by_class = {category: [] for category in params.catIds}
+    # Matches are handed over for each size of objects, which takes long: here for all sizes together.
     params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
     evaluation.evaluate()
     for matched in filter(None, evaluation.eval_imgs):
@@ -344,7 +343,7 @@ def _bootstrap(evaluation: hotcoco.COCOeval, images: int, resamples: int) -> Dic
     ap = np.full((len(THRESHOLDS), len(by_class), resamples), np.nan)
     for k, parts in enumerate(by_class.values()):
         if parts:
-            image = [number[part["image_id"]] for part in parts]
+            image = [part["image_id"] - 1 for part in parts]  # images are numbered from 1
             objects = [len(part["gtIgnore"]) - sum(part["gtIgnore"]) for part in parts]
             order = np.argsort(-np.concatenate([part["dtScores"] for part in parts]), kind="stable")
             of_image = np.repeat(image, [len(part["dtScores"]) for part in parts])[order]
