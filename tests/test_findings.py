@@ -1,10 +1,11 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
-from bmask.study import compare, config, files, findings, runs, stats, tables
-from bmask.study.findings import Comparison
+from bmask.study import compare, config, files, findings, runs, tables
+from bmask.study.findings import Claim, Comparison
 
 
 def publish(variant, seed, gain, spread=0.2, data="a data set"):
@@ -17,41 +18,94 @@ def publish(variant, seed, gain, spread=0.2, data="a data set"):
     files.write_bytes(runs.Run(variant, "smoke", seed).published, json.dumps(record).encode())
 
 
-def test_a_verdict_is_what_the_interval_says(output):
+def find(text, metric="AP"):
+    return Comparison(text).find("smoke", metric)
+
+
+def claim(*texts, metrics=("AP",)):
+    return Claim("a claim", tables.named("3"), metrics, [Comparison(text) for text in texts])
+
+
+def judged(monkeypatch, *made):
+    monkeypatch.setattr(findings, "claims", lambda: list(made))
+    return findings.judge("smoke")
+
+
+def test_a_verdict_is_what_is_left_after_the_correction(output, monkeypatch):
     for seed in (0, 1, 2):
         publish("mask_rcnn", seed, 0)
         publish("bmask_rcnn", seed, 2)
         publish("sobel_mask_head", seed, -3)
         publish("bmask_rcnn_m2b", seed, 2.0, spread=2)
-    found = Comparison("bmask_rcnn vs mask_rcnn", "AP").find("smoke")
-    assert found.difference == 2 and found.seeds == [0, 1, 2] and found.verdict == "reproduced"
-    assert 1 < found.low < 2 < found.high < 3
-    assert Comparison("sobel_mask_head vs mask_rcnn", "AP").find("smoke").verdict == "not reproduced"
-    assert Comparison("bmask_rcnn vs bmask_rcnn_m2b", "AP").find("smoke").verdict == "undecided"
-    twin = runs.Run("bmask_rcnn_p2p5_28", "smoke", 0)
-    files.write_bytes(twin.published, runs.Run("bmask_rcnn", "smoke", 0).published.read_bytes())
-    found = Comparison("bmask_rcnn vs bmask_rcnn_p2p5_28", "AP").find("smoke")
-    assert found.verdict == "no verdict" and found.difference == 0
-    assert Comparison("bmask_rcnn vs bmask_rcnn_b2m", "AP").find("smoke") is None
+        publish("bmask_rcnn_b2m", seed, 1.52 + 0.08 * seed)
+    (difference, seeds) = find("bmask_rcnn vs mask_rcnn")
+    low, high = difference.interval
+    assert difference.mean == 2 and seeds == [0, 1, 2] and 1 < low < 2 < high < 3
+    gains, less, alike = "bmask_rcnn vs mask_rcnn", "sobel_mask_head vs mask_rcnn", "bmask_rcnn vs bmask_rcnn_m2b"
+    both, one_below = claim(gains, alike), claim(gains, less, gains)
+    said = judged(monkeypatch, claim(gains), claim(less), claim(alike), both, one_below, claim("bmask_rcnn vs no_such"))
+    assert [j.verdict for (j,) in said.values()] == ["holds", "opposite", "open", "open", "opposite", "no verdict"]
+    # A claim holds where all of its comparisons do, so counts as the likeliest; the opposite counts one of three.
+    assert said[both][0].raw == find(alike)[0].p and said[one_below][0].raw == 3 * find(less)[0].p
+    # 0.4 above, give or take 0.08: a p value of 0.013. Sure enough alone, not among five others.
+    weak = claim("bmask_rcnn vs bmask_rcnn_b2m")
+    others = [claim("bmask_rcnn vs bmask_rcnn_m2b") for _ in range(5)]
+    assert judged(monkeypatch, weak)[weak][0].verdict == "holds"
+    assert judged(monkeypatch, weak, *others)[weak][0].verdict == "open"
+
+
+def test_what_is_judged_in_true_boxes_is_corrected_apart(output, monkeypatch):
+    for seed in (0, 1, 2):
+        publish("mask_rcnn", seed, 0)
+        publish("bmask_rcnn", seed, 2)
+    one, other = claim("bmask_rcnn vs mask_rcnn", metrics=("AP", "AP50")), claim("bmask_rcnn vs mask_rcnn")
+    said = judged(monkeypatch, one, other)
+    assert [j.p for j in said[one]] == pytest.approx([2 * said[one][0].raw, said[one][0].raw])
+
+
+def test_one_model_has_a_difference_and_no_verdict(output, monkeypatch):
+    for seed in (0, 1, 2):
+        publish("bmask_rcnn", seed, 2)
+        twin = runs.Run("bmask_rcnn_p2p5_28", "smoke", seed)
+        files.write_bytes(twin.published, runs.Run("bmask_rcnn", "smoke", seed).published.read_bytes())
+    same = claim("bmask_rcnn vs bmask_rcnn_p2p5_28")
+    (said,) = judged(monkeypatch, same)[same]
+    assert said.found[0][0].mean == 0 and said.verdict == "no verdict"
+    assert find("bmask_rcnn vs bmask_rcnn_b2m") is None
 
 
 def test_there_is_no_verdict_from_records_of_different_data(output):
     for seed in (0, 1, 2):
         publish("mask_rcnn", seed, 0)
         publish("bmask_rcnn", seed, 2, data="another" if seed == 2 else "a data set")
-    found = Comparison("bmask_rcnn vs mask_rcnn", "AP").find("smoke")
-    assert found.difference == 2 and found.verdict == "no verdict"
+    difference, _ = find("bmask_rcnn vs mask_rcnn")
+    assert difference.mean == 2 and np.isnan(difference.p)
     low, _ = tables.named("3").frame("smoke", [0, 1, 2]).set_index("variant").loc["bmask_rcnn", ["dAP low", "dAP high"]]
     assert np.isnan(low)
 
 
-def test_a_failed_seed_and_one_that_only_one_row_has_are_left_out(output):
+def test_a_failed_seed_and_one_that_only_one_row_has_are_left_out(output, monkeypatch):
     for seed in (0, 1, 2):
         publish("mask_rcnn", seed, 0)
         if seed < 2:
             publish("bmask_rcnn", seed, 1)
     files.write_bytes(runs.Run("mask_rcnn", "smoke", 1).published, b'{"failed": "iteration 3: no", "a": 1}')
-    assert Comparison("bmask_rcnn vs mask_rcnn", "AP").find("smoke").seeds == [0]
+    assert find("bmask_rcnn vs mask_rcnn")[1] == [0]
+    gains = claim("bmask_rcnn vs mask_rcnn")
+    assert judged(monkeypatch, gains)[gains][0].verdict == "no verdict"  # of one seed
+
+
+def test_a_seed_without_the_metric_is_left_out(output):
+    for seed in (0, 1):
+        publish("mask_rcnn", seed, 0)
+        publish("bmask_rcnn", seed, 1)
+    assert find("bmask_rcnn vs mask_rcnn", "overlap") is None
+
+
+def test_one_variant_alone_is_compared_with_zero(output):
+    for seed in (0, 1):
+        publish("bmask_rcnn_coarse16", seed, -28)
+    assert find("bmask_rcnn_coarse16")[0].mean == 2
 
 
 def test_a_difference_of_differences_is_paired(output):
@@ -61,15 +115,15 @@ def test_a_difference_of_differences_is_paired(output):
         for seed in (0, 1):
             publish(variant, seed, gain + 5 * seed, spread=0, data="coarse" if "coarse" in variant else "fine")
     comparison = "bmask_rcnn - mask_rcnn vs bmask_rcnn_coarse16 - mask_rcnn_coarse16"
-    found = Comparison(comparison, "AP").find("smoke")
-    assert found.difference == 2 and found.low == found.high == pytest.approx(2)
+    assert find(comparison)[0].interval == pytest.approx((2, 2))
 
 
 def test_the_papers_numbers_come_from_its_tables():
-    assert Comparison("bmask_rcnn vs mask_rcnn", "AP").paper == 1.5
-    assert Comparison("bmask_rcnn vs mask_rcnn", "AP75 - AP50").paper == pytest.approx(2.3 - 0.7)
-    assert Comparison("bmask_rcnn vs mask_rcnn_larger_head", "AP").paper == 1.0
-    assert Comparison("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness").paper is None
+    assert Comparison("bmask_rcnn vs mask_rcnn").paper("AP") == 1.5
+    assert Comparison("bmask_rcnn vs mask_rcnn").paper("AP75 - AP50") == pytest.approx(2.3 - 0.7)
+    assert Comparison("bmask_rcnn vs mask_rcnn_larger_head").paper("AP") == 1.0
+    assert Comparison("bmask_rcnn vs mask_rcnn").paper("time") == 1.08  # 63.7 ms by 59.0 ms
+    assert Comparison("bmask_rcnn_weighted_bce vs bmask_rcnn").paper("thickness") is None
 
 
 def test_every_claim_compares_variants_that_there_are():
@@ -77,8 +131,9 @@ def test_every_claim_compares_variants_that_there_are():
     for claim in findings.claims():
         for comparison in claim.comparisons:
             comparisons.append((claim.text, comparison))
-            assert comparison.metric == "thickness" or {*comparison.metric.split(" - ")} <= {*compare.METRICS}
-            assert set(comparison.signs) <= known
+            assert set(comparison.signs) <= known and comparison.words
+        for metric in claim.metrics:
+            assert metric in ("thickness", "time") or {*metric.split(" - ")} <= {*compare.METRICS}
     assert len(set(comparisons)) == len(comparisons) >= 20
 
 
@@ -93,21 +148,43 @@ def test_thickness_is_paired_over_objects(output, monkeypatch):
     monkeypatch.setattr(findings.predictions, "load", load)
     for variant in ("bmask_rcnn_weighted_bce", "bmask_rcnn"):
         publish(variant, 0, 0)
-    found = Comparison("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness").find("smoke")
-    assert found.difference == pytest.approx(0.5) and found.low == pytest.approx(0.5)
+    (found, _) = find("bmask_rcnn_weighted_bce vs bmask_rcnn", "thickness")
+    assert found.interval == pytest.approx((0.5, 0.5))
+
+
+def test_times_are_those_that_were_measured(output):
+    systems = {"mask_rcnn": {"ratio": 1.0}, "mask_rcnn_larger_head": {"ratio": 1.2}, "bmask_rcnn": {"ratio": 1.5}}
+    assert find("bmask_rcnn vs mask_rcnn", "time") is None
+    files.write_bytes(runs.results("smoke") / "cost.json", json.dumps({"systems": systems}).encode())
+    assert find("bmask_rcnn vs mask_rcnn_larger_head", "time")[0].mean == 1.25
 
 
 def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(output):
-    publish("mask_rcnn", 0, 0)
-    publish("bmask_rcnn", 0, 2)
+    for seed in (0, 1, 2):
+        publish("mask_rcnn", seed, 0)
+        publish("bmask_rcnn", seed, 2)
     tables.named("3").note_made("smoke", [0])
     local = findings.write()
     assert local == output / "results/local/README.md" and "What surprised" not in local.read_text()
     with runs.as_shipped(runs.results()):
         text = findings.write().read_text()
-    assert text.index("What differs") < text.index("| claim |") < text.index("What surprised")
+    assert text.index("fine-tunes ImageNet") < text.index("| paper |") < text.index("What surprised")
     assert "- `smoke`: Data `shapes`" in text
-    rows = [line for line in text.splitlines() if " over " in line and line.startswith("|")]
-    assert len(rows) == sum(len(claim.comparisons) for claim in findings.claims())
-    assert "+1.5 | +2.0 [" in text and "**no verdict** (1 seed) |" in text
-    assert stats.mean_of_objects([(np.array([0, 1]), np.array([1.0, 3.0]))])[0] == 2
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    claims = findings.claims()
+    assert len(rows) == 2 + len(claims) + sum(len(claim.comparisons) for claim in claims)
+    found = {row[0]: row[1:] for row in rows}
+    assert found["| BMask R-CNN over Mask R-CNN"] == ["×1.08", "– |"]  # the last of this name: of times
+    assert ["| BMask R-CNN over Mask R-CNN", "+1.5", "**+2.0** ≠ |"] in rows
+    assert found["| **BMask R-CNN gains (Tables 1 and 3)**"] == ["", "[holds](smoke/README.md) |"]
+    assert "| + fusions: row 3 over row 2" in found
+    numbers = findings.numbers("smoke")
+    assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 [+1.9, +2.1], 3 seeds | – |" in numbers
+
+
+def test_the_shipped_overview_fits_a_screen_and_its_links_lead_somewhere():
+    with runs.as_shipped():
+        text = findings.overview(runs.profiles(runs.shipped()))
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links and all((runs.shipped() / link).exists() for link in links)
+    assert max(len(line) for line in re.sub(r"\]\([^)]*\)", "]", text).splitlines()) <= 100

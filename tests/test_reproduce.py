@@ -144,12 +144,12 @@ def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commi
     for end in (f"{run.name}.json", f"{run.name}.yaml"):
         assert [link for link in links if link.endswith(end)]
     assert [link for link in links if "commits.html#commit-" in link]
-    assert "notebooks/figure6_boundary_losses.html" in links
+    assert "figure6_boundary_losses.html" in links
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
 @pytest.mark.parametrize(
-    "page", ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/notebooks/table3_components"]
+    "page", ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/table3_components"]
 )
 def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path, page):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -274,6 +274,7 @@ def test_a_notebook_ends_with_one_sentence_when_it_is_stopped_or_its_input_is_wr
         ("own_data", ["device", "cpu"], "image/png"),
         ("predict", ["profile", "smoke", "-p", "min_score", "0", "-p", "device", "cpu"], "image/png"),
         ("released_weights", ["device", "cpu"], "text/html"),
+        ("statistics", ["trials", "20", "-p", "draws", "50"], "image/png"),
     ],
 )
 def test_the_other_notebooks_run_as_they_are(everything, tmp_path, monkeypatch, name, parameters, shown):

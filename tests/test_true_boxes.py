@@ -85,6 +85,20 @@ def test_a_model_that_knows_the_masks_has_them_at_any_input_size(split):
     assert steps == 2 * [(1, 3), (2, 3), (3, 3)]
 
 
+def test_masks_are_compared_with_annotations_as_coarse_as_those_of_the_training(split, tmp_path):
+    """The annotations have the upper half of each rectangle: an IoU of a half, which masks have more or less than."""
+    content = json.loads(split.json.read_text())
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        half = np.zeros((40, 60), bool)
+        half[y + 2 : y + height // 2, x + 2 : x + width - 2] = True
+        annotation["segmentation"] = rle(half)
+    (tmp_path / "coarse.json").write_text(json.dumps(content))
+    cfg = runs.on_device(config.resolve("mask_rcnn", "smoke"), "cpu")
+    found = true_boxes.measure(cfg, Oracle(), split.load(), split.json, lambda *_: None, tmp_path / "coarse.json")
+    assert found["finer"] == pytest.approx(found["IoU"] - 50, abs=4)
+
+
 def test_overlaps_are_of_the_pixels_of_a_mask_that_others_have_as_well():
     boxes = [[0.0, 0, 10, 10], [8, 0, 18, 10], [10, 10, 20, 20], [18, 10, 28, 20], [30, 30, 40, 40]]
     masks = torch.ones(5, 1, 28, 28)

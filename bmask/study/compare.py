@@ -30,6 +30,7 @@ METRICS = {
     "IoU75": ("true_boxes", "IoU75"),
     "F": ("true_boxes", "F"),
     "overlap": ("true_boxes", "overlap"),
+    "finer": ("true_boxes", "finer"),
     # on a second test set
     "AP_second": ("segm_second", "AP"),
     "IoU_second": ("true_boxes_second", "IoU"),
@@ -88,31 +89,28 @@ def _fields(metric: str) -> Sequence[Tuple[str, str]]:
 
 
 def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple[float, float]:
-    """The interval of the difference of two models, from their records by seed; see :func:`contrast`.
+    """The ends of the interval of the difference of two models, from their records by seed; see :func:`contrast`.
 
-    Returns:
-        Its ends in AP points; two NaN where the models are one, or records without resamples or of other data.
+    Two NaN where there is none, and where records are of other data.
     """
     if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)]):
-        return stats.NONE
-    return contrast([(1, ours), (-1, base)], metric)[1:]
+        return float("nan"), float("nan")
+    return contrast([(1, ours), (-1, base)], metric).interval
 
 
-def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> Tuple[float, float, float]:
-    """A sum of models with signs, such as the difference of two, and its interval, :func:`bmask.study.stats.interval`.
+def contrast(terms: Sequence[Tuple[int, Dict[int, Dict]]], metric: str) -> stats.Estimate:
+    """A sum of models with signs, such as the difference of two, in points of the metric.
 
     Args:
         terms: for each model its sign, and its records by seed. Seeds that not all models have are left out.
         metric: as :func:`value` takes it.
 
     Returns:
-        The sum, and the interval's ends: NaN without a common seed or without resamples, and where the models are one.
+        Without an error where there is no common seed or a record has no resamples, and where the models are one.
     """
     seeds = sorted(set.intersection(*(set(by_seed) for _, by_seed in terms)))
     values = [sum(sign * value(by_seed[s], metric) for sign, by_seed in terms) for s in seeds]
-    mean = float(np.mean(values)) if seeds else float("nan")
     drawn = [(sign, resamples(by_seed, metric)) for sign, by_seed in terms]
-    if not seeds or any(by_seed[s] is None for _, by_seed in drawn for s in seeds):
-        return mean, *stats.NONE
-    sums = [sum(sign * by_seed[s] for sign, by_seed in drawn) for s in seeds]
-    return mean, *(stats.interval(values, sums) if np.any(sums) else stats.NONE)
+    known = all(by_seed[s] is not None for _, by_seed in drawn for s in seeds)
+    sums = [sum(sign * by_seed[s] for sign, by_seed in drawn) for s in seeds] if known else []
+    return stats.estimate(values, sums) if np.any(sums) else stats.Estimate(float(np.mean(values or np.nan)))

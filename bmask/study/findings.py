@@ -1,53 +1,39 @@
 """The paper's claims, each with what the records say of it: computed, not typed."""
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import yaml
 
 from ..errors import InputError
-from . import compare, predictions, runs, stats, tables
+from . import compare, figures, predictions, runs, stats, tables
 from .config import EXPERIMENTS
 from .files import write_bytes
+from .items import Item
+from .stats import Estimate
 
-REPRODUCED, NOT_REPRODUCED, UNDECIDED, NONE = "reproduced", "not reproduced", "undecided", "no verdict"
-
-
-class Finding(NamedTuple):
-    """What the records of a profile say of one comparison: the difference, its 95% interval, and from which seeds."""
-
-    difference: float
-    low: float
-    high: float
-    seeds: List[int]
-
-    @property
-    def verdict(self) -> str:
-        """Whether the difference is above zero, below it, or neither for sure.
-
-        There is none with one seed, as the interval then knows nothing of others; and none without an interval, where
-        the models are one, or their records have no resamples or are of different data.
-        """
-        if np.isnan(self.low) or len(self.seeds) == 1:
-            return NONE
-        if self.low > 0:
-            return REPRODUCED
-        return NOT_REPRODUCED if self.high < 0 else UNDECIDED
+HOLDS, OPPOSITE, OPEN, NONE = "holds", "opposite", "open", "no verdict"
+LEVEL = 0.05  # of a verdict, after the correction
+Found = Optional[Tuple[Estimate, List[int]]]  # what records say of a comparison, and of which seeds they are
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``A vs B``: that A is above B in a metric; or ``A - B vs C - D``: that the one difference is above the other."""
+    """``A vs B``: that A is above B in a metric; ``A - B vs C - D``: that the one difference is above the other.
+
+    ``A`` alone: that it is above zero. words: what a reader calls it.
+    """
 
     text: str
-    metric: str
+    words: str = ""
 
     @property
     def sides(self) -> List[List[str]]:
-        """The variants of both sides."""
+        """The variants of each side."""
         return [side.split(" - ") for side in self.text.split(" vs ")]
 
     @property
@@ -58,10 +44,13 @@ class Comparison:
             found |= {first: sign, **{variant: -sign for variant in rest}}
         return found
 
-    @property
-    def paper(self) -> Optional[float]:
-        """The paper's own difference, from the first of its tables that has both rows."""
-        metrics, pair = self.metric.split(" - "), self.text.split(" vs ")
+    def paper(self, metric: str) -> Optional[float]:
+        """The paper's own difference, or ratio of times, from the first of its tables that has both rows."""
+        metrics, pair = metric.split(" - "), self.text.split(" vs ")
+        if metric == "time":
+            words = {row.variant: row.words for row in tables.named("8").rows}
+            ours, base = (float(words[variant]["ms_per_image_2080Ti"]) for variant in pair)
+            return round(ours / base, 2)
         for table in tables.known().values():
             papers = {row.variant: [row.paper[m] for m in metrics] for row in table.rows if {*metrics} <= {*row.paper}}
             if {*pair} <= {*papers}:
@@ -69,48 +58,124 @@ class Comparison:
                 return round(float(first - sum(rest)), 1)
         return None
 
-    def find(self, profile: str) -> Optional[Finding]:
-        """What the records say of it, with the seeds that all of its variants have.
+    def find(self, profile: str, metric: str) -> Found:
+        """What the records of a profile say of it, and with which seeds: those that all of its variants have.
 
         Returns:
-            None where there are no such records, or for ``thickness`` predictions.
+            None where there are no such records, or for ``thickness`` no predictions, or for ``time`` no measurement.
+            The estimate has no error where the models are one, or their records have no resamples or other data.
         """
-        records = {}
+        folder, records = runs.results(profile), {}
+        if metric == "time":
+            return _time(list(self.signs), folder)
         for variant in self.signs:
-            folder = runs.results(profile)
             made = sorted((folder / "runs").glob(f"{variant}-seed*.json"))
             seeds = sorted({int(path.stem.split("-seed")[1].split("-")[0]) for path in made})
             found = {seed: runs.Run(variant, profile, seed).record(folder) for seed in seeds}
             records[variant] = compare.without_failed(found)
         seeds = sorted(set.intersection(*(set(found) for found in records.values())))
-        if self.metric == "thickness":
+        if metric == "thickness":
             return _thickness(list(self.signs), profile, seeds)
+        seeds = [s for s in seeds if not any(np.isnan(compare.value(found[s], metric)) for found in records.values())]
         if not seeds:
             return None
         # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
         compared = self.sides if " - " in self.text else [list(self.signs)]
         same = all(compare.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
-        terms = [(sign, records[variant]) for variant, sign in self.signs.items()]
-        difference, *ends = compare.contrast(terms, self.metric)
-        return Finding(difference, *(ends if same else stats.NONE), seeds)
+        terms = [(sign, {s: records[variant][s] for s in seeds}) for variant, sign in self.signs.items()]
+        found = compare.contrast(terms, metric)
+        return (found if same else Estimate(found.mean)), seeds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Claim:
-    """One of the paper's claims, and the comparisons that it says go one way."""
+    """One of the paper's claims: the comparisons that go one way, it says, and the metrics that judge it, each alone.
+
+    shown: the table or figure where it can be looked at.
+    """
 
     text: str
+    shown: Item
+    metrics: Sequence[str]
     comparisons: Sequence[Comparison]
+
+
+class Judged(NamedTuple):
+    """What the records of a profile say of a claim by one metric, a comparison each. p: after Holm's correction."""
+
+    found: List[Found]
+    p: float = float("nan")
+
+    @property
+    def holds(self) -> bool:
+        """Whether all comparisons are above zero, for sure or not."""
+        return all(found and found[0].mean > 0 for found in self.found)
+
+    @property
+    def raw(self) -> float:
+        """How likely this is where the truth is zero, before the correction.
+
+        A claim holds where all of its comparisons do: it is as likely as the likeliest of them. It is opposite where
+        one of k is, whose p value counts k times. NaN, and so no verdict, with one seed, which knows nothing of
+        others, and where a comparison has no record or its estimate no error.
+        """
+        if any(found is None or len(found[1]) == 1 or np.isnan(found[0].p) for found in self.found):
+            return float("nan")
+        ps = [estimate.p for estimate, _ in self.found if self.holds or estimate.mean <= 0]
+        return max(ps) if self.holds else min(1.0, len(self.found) * min(ps))
+
+    @property
+    def verdict(self) -> str:
+        if np.isnan(self.p):
+            return NONE
+        return OPEN if self.p >= LEVEL else HOLDS if self.holds else OPPOSITE
+
+
+def judge(profile: str) -> Dict[Claim, List[Judged]]:
+    """What the records of a profile say of each claim, by each of its metrics.
+
+    Holm's correction is over the claims: those that AP and the like judge, and those in true boxes apart.
+    """
+    found = {
+        claim: [Judged([comparison.find(profile, m) for comparison in claim.comparisons]) for m in claim.metrics]
+        for claim in claims()
+    }
+    for k in range(2):
+        family = [claim for claim in found if len(claim.metrics) > k]
+        for claim, p in zip(family, stats.holm([found[claim][k].raw for claim in family])):
+            found[claim][k] = found[claim][k]._replace(p=float(p))
+    return found
 
 
 @cache
 def claims() -> List[Claim]:
     """Those of ``experiments/claims.yaml``."""
-    content = yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text())
-    return [Claim(info["claim"], [Comparison(text, info["metric"]) for text in info["compare"]]) for info in content]
+    items = {item.name: item for item in (*tables.known().values(), *figures.known().values())}
+    found = []
+    for info in yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text()):
+        shown = items[info["shown"]]
+        texts = [next(iter(c.items())) if isinstance(c, dict) else (c, _in_words(c, shown)) for c in info["compare"]]
+        found.append(Claim(info["claim"], shown, info["metrics"], [Comparison(*text) for text in texts]))
+    return found
 
 
-def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Optional[Finding]:
+def _in_words(text: str, table: tables.Table) -> str:
+    """A comparison in the words of its table: "both over B2M", or where rows add up "+ fusions: row 3 over row 2"."""
+    ours, base = ([row.variant for row in table.rows].index(variant) for variant in text.split(" vs "))
+    names = table.rows[ours].name, table.rows[base].name
+    return f"{names[0]}: row {ours + 1} over row {base + 1}" if names[0].startswith("+") else " over ".join(names)
+
+
+def _time(variants: List[str], folder: Path) -> Found:
+    """The ratio of the times of an image, as far as they were measured."""
+    path = folder / "cost.json"
+    if not path.exists():
+        return None
+    ours, base = (json.loads(path.read_text())["systems"][variant]["ratio"] for variant in variants)
+    return Estimate(ours / base), [0]
+
+
+def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Found:
     """The difference of the thickness of two models' boundaries, in pixels of the 28x28 map."""
     measured, kept = [], []
     for seed in seeds:
@@ -122,39 +187,103 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Optional[
             continue
         kept.append(seed)
         measured.append((one["image"], one["thickness"] - other["thickness"]))
-    if not measured:
-        return None
-    return Finding(*stats.mean_of_objects(measured), kept)
+    return (stats.mean_of_objects(measured), kept) if measured else None
 
 
-def to_markdown(profiles: List[str]) -> str:
-    """The claims, a comparison a row: the paper's number, and for each profile ours and a verdict."""
-    lines = ["| claim | | paper | " + " | ".join(f"`{profile}`" for profile in profiles) + " |"]
-    lines.append("|" + " --- |" * (3 + len(profiles)))
+def overview(profiles: Sequence[str]) -> str:
+    """The claims with a verdict for each profile, and below each its comparisons: the paper's number and ours.
+
+    A verdict links to its table or figure, and its notebook. Profiles without any verdict are left out.
+    """
+    judged = {profile: judge(profile) for profile in profiles}
+    judged = {p: found for p, found in judged.items() if any(j.verdict != NONE for js in found.values() for j in js)}
+    lines = ["| | paper | " + " | ".join(f"[{_short(profile)}]({profile}/README.md)" for profile in judged) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(judged))
     for claim in claims():
+        cells = [_verdicts(claim, judged[profile][claim], profile) for profile in judged]
+        lines.append("| " + " | ".join([f"**{claim.text}**", "", *cells]) + " |")
         for k, comparison in enumerate(claim.comparisons):
-            unit = " px" if comparison.metric == "thickness" else ""
-            cells = [claim.text if k == 0 else "", comparison.text.replace("vs", "over")]
-            paper = comparison.paper
-            cells.append("–" if paper is None else f"{paper:+.1f}")
-            for profile in profiles:
-                found = comparison.find(profile)
-                cells.append("–" if found is None else _cell(found, unit))
-            lines.append("| " + " | ".join(cells) + " |")
+            paper = comparison.paper(claim.metrics[0])
+            cells = [_size(judged[profile][claim][0].found[k], claim.metrics[0], paper) for profile in judged]
+            lines.append("| " + " | ".join([comparison.words, _number(paper, claim.metrics[0]), *cells]) + " |")
     return "\n".join(lines)
 
 
-def _cell(found: Finding, unit: str) -> str:
-    interval = "" if np.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
-    seeds = f"{len(found.seeds)} {'seed' if len(found.seeds) == 1 else 'seeds'}"
-    return f"{found.difference:+.1f}{unit}{interval} **{found.verdict}** ({seeds})"
+def _short(profile: str) -> str:
+    return profile.replace("-samedetector", ", same detector")
+
+
+def _verdicts(claim: Claim, judged: List[Judged], profile: str) -> str:
+    """The claim's verdict, with links, and where it is another in true boxes that one."""
+    verdict, folder = judged[0].verdict, runs.results(profile)
+    if verdict == NONE:
+        return ""
+    notebook = folder / claim.shown.notebook
+    shown = [path for path in claim.shown.written(folder) if path.exists()] or [folder / "README.md"]
+    text = f"[{verdict}]({shown[0].relative_to(folder.parent)})"
+    text += f" [nb]({notebook.relative_to(folder.parent)})" if notebook.exists() else ""
+    others = [j.verdict for j in judged[1:] if j.verdict not in (NONE, verdict)]
+    return text + "".join(f" (boxes: {other})" for other in others)
+
+
+def _number(value: Optional[float], metric: str) -> str:
+    if value is None or np.isnan(value):
+        return "–"
+    return f"×{value:.2f}" if metric == "time" else f"{round(value, 1) + 0.0:+.1f}"
+
+
+def _size(found: Found, metric: str, paper: Optional[float]) -> str:
+    """Ours, in bold where its interval is off zero, and whether it holds the paper's."""
+    if found is None:
+        return "–"
+    low, high = found[0].interval
+    text = _number(found[0].mean, metric)
+    if np.isnan(low) or len(found[1]) == 1:
+        return text
+    inside = "" if paper is None else " =" if low <= paper <= high else " ≠"
+    return (f"**{text}**" if low > 0 or high < 0 else text) + inside
+
+
+def numbers(profile: str) -> str:
+    """What the records of a profile say of the claims, in numbers; empty where they say nothing.
+
+    Of each comparison difference and interval, by AP and in true boxes, and of each claim the verdict with its p value.
+    """
+    lines = []
+    for claim, judged in judge(profile).items():
+        if not any(found for j in judged for found in j.found):
+            continue
+        verdicts = [
+            "" if j.verdict == NONE else f"{j.verdict}, p {f'{j.p:.1g}' if j.p > 1e-4 else '< 0.0001'}" for j in judged
+        ]
+        lines.append([f"**{claim.text}**", "", *verdicts, *[""] * (2 - len(judged))])
+        for k, comparison in enumerate(claim.comparisons):
+            cells = [_interval(j.found[k], metric) for j, metric in zip(judged, claim.metrics)]
+            paper = comparison.paper(claim.metrics[0])
+            lines.append([comparison.words, _number(paper, claim.metrics[0]), *cells, *[""] * (2 - len(cells))])
+    rows = ["", "paper", "here", "here, IoU in true boxes"], ["---"] * 4, *lines
+    words = (
+        "Differences in points of AP, or of what the row says, with their 95% intervals; in true boxes of mean IoU. "
+        "p is after Holm's correction for the claims; with one seed there is none."
+    )
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"## The paper's claims\n\n{words}\n\n{table}" if lines else ""
+
+
+def _interval(found: Found, metric: str) -> str:
+    if found is None:
+        return "–"
+    (low, high), seeds = found[0].interval, len(found[1])
+    text = _number(found[0].mean, metric)
+    text += "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
+    return text + ("" if metric == "time" else f", {seeds} seed{'s' * (seeds > 1)}")
 
 
 def text(profiles: List[str]) -> str:
     """What differs from the paper, the claims with their verdicts, and what surprised; without a title."""
     notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
     settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in profiles)
-    claimed = ["## The paper's claims", notes["reading"].strip(), to_markdown(profiles)]
+    claimed = ["## The paper's claims", notes["reading"].strip(), overview(profiles)]
     if not runs.PUBLISH:  # the notes are of the shipped results
         return "\n\n".join([settings, *claimed])
     surprises = ["## What surprised, and was looked into", notes["surprises"].strip()]

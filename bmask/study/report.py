@@ -52,12 +52,12 @@ def made(profile: str) -> Dict[Item, List[int]]:
 def write_page(profile: str) -> Path:
     """Write the ``README.md`` of a profile's results: every table and figure that has been made, with its notebook."""
     folder = runs.results(profile)
-    parts = [f"# Results of profile `{profile}`"]
+    parts = [f"# Results of profile `{profile}`", tables.setting(profile), findings.numbers(profile)]
     for item in made(profile):
         parts.append(f"## {item.heading}")
         parts += _shown(item, folder, [f"[notebook]({item.notebook})"] if (folder / item.notebook).exists() else [])
     path = folder / "README.md"
-    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
+    write_bytes(path, ("\n\n".join(filter(None, parts)) + "\n").encode())
     return path
 
 
@@ -161,7 +161,7 @@ def build(folder: Path) -> Path:
         with runs.as_shipped():
             for profile in shipped:
                 _write_profile(source / profile, profile, commits)
-            said = findings.text(shipped)
+            said = findings.text(shipped).replace("/figures/", "/")  # here a figure's page lies beside the tables'
         for profile in local:
             _write_profile(source / "local" / profile, profile, commits)
         _write_commits(source / "commits.md", commits)
@@ -197,9 +197,9 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             write_bytes(folder / path.relative_to(results), path.read_bytes())
         executed = results / item.notebook
         if executed.exists():
-            write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
+            write_bytes(folder / executed.name, executed.read_bytes())
             notebooks.append(executed.stem)
-            parts.append(f"[The notebook, as executed](notebooks/{executed.name})")
+            parts.append(f"[The notebook, as executed]({executed.name})")
         lines = ["| run | configuration | record | commit | device |", "| --- | --- | --- | --- | --- |"]
         for run in item.runs(profile, seeds):
             record = run.record()
@@ -217,10 +217,10 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             )
         parts += ["## Made from", "\n".join(lines)]
         write_bytes(folder / f"{item.stem}.md", ("\n\n".join(parts) + "\n").encode())
-    pages = "\n".join([*names, *(f"notebooks/{name}" for name in notebooks)])
+    pages = "\n".join([*names, *notebooks])
     where = "" if runs.PUBLISH else ", made here"
-    text = f"# Profile `{profile}`{where}\n\n{tables.setting(profile)}\n\n{_toctree(pages)}"
-    write_bytes(folder / "README.md", text.encode())
+    parts = [f"# Profile `{profile}`{where}", tables.setting(profile), findings.numbers(profile), _toctree(pages)]
+    write_bytes(folder / "README.md", "\n\n".join(filter(None, parts)).encode())
 
 
 def _write_commits(path: Path, commits: Dict[str, List[str]]) -> None:

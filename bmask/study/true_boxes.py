@@ -59,33 +59,48 @@ def predict(cfg: CfgNode, model: torch.nn.Module, image: Dict, inputs: Dict, ann
 
 @torch.no_grad()
 def measure(
-    cfg: CfgNode, model: torch.nn.Module, images: List[Dict], json: Path, report: Callable[[int, int], None]
+    cfg: CfgNode,
+    model: torch.nn.Module,
+    images: List[Dict],
+    json: Path,
+    report: Callable[[int, int], None],
+    annotated: Optional[Path] = None,
 ) -> Dict[str, np.ndarray]:
     """Compare the masks in the true boxes with the truth, at 28x28 pixels.
 
     Args:
         images: in detectron2's dataset format, in the order of their ids, with their masks in the COCO file ``json``.
         report: called with the number of images done and the number of all.
+        annotated: another COCO file, with masks of the same objects as coarse as those that the model was trained on.
 
     Returns:
         For the N objects of a data set, (N,): ``image``, the place of the object's image by its id; in percent
         ``IoU`` of the mask, ``IoU75``, 100 for an IoU above 0.75 and else 0, and ``F``, the F-score of its boundary at
-        one pixel; NaN where an object has none of the 28x28 pixels; and ``overlap``, see :func:`overlaps`.
+        one pixel; NaN where an object has none of the 28x28 pixels; ``overlap``, see :func:`overlaps`; and with
+        ``annotated`` ``finer``, what the mask's IoU has above that of the annotation.
     """
     mapper, truth = ImageMapper(cfg, is_train=False), COCO(coco.truth(json))
+    coarse = annotated and COCO(coco.truth(annotated))
     empty = torch.zeros(0, SIDE, SIDE)
     found = [(np.zeros(0, int), empty, empty.bool(), torch.zeros(0, dtype=torch.float64))]
+    drawn = [empty.bool()]  # annotations
     for k, image in enumerate(images):
         if shown := objects(truth, image):
             annotations, masks = zip(*shown)
             predicted = predict(cfg, model, image, mapper(image), annotations)
-            exact = in_rois(np.array(masks), np.array([corners(annotation) for annotation in annotations]))
+            boxes = np.array([corners(annotation) for annotation in annotations])
+            exact = in_rois(np.array(masks), boxes)
+            if coarse:
+                drawn.append(torch.from_numpy(in_rois(np.array([mask for _, mask in objects(coarse, image)]), boxes)))
             # PointRend's masks are finer.
             probabilities = F.adaptive_avg_pool2d(predicted.pred_masks.float(), SIDE)[:, 0]
             found.append((np.full(len(shown), k), probabilities, torch.from_numpy(exact), overlaps(predicted)))
         report(k + 1, len(images))
     places, probabilities, targets, shared = zip(*found)
-    measured = compare(torch.cat(probabilities) > 0.5, torch.cat(targets))
+    targets = torch.cat(targets)
+    measured = compare(torch.cat(probabilities) > 0.5, targets)
+    if coarse:
+        measured["finer"] = measured["IoU"] - compare(torch.cat(drawn), targets)["IoU"]
     return {"image": np.concatenate(places), **measured, "overlap": torch.cat(shared).numpy()}
 
 

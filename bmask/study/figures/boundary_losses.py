@@ -42,7 +42,8 @@ def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
     lines = []
     for measure, v in product(("thickness", "precision", "recall"), found):
         mean = stats.mean_of_objects([(p.quality["image"], p.quality[measure]) for p in found[v].values()])
-        lines.append({"variant": v, "measure": measure, **dict(zip(("mean", "low", "high"), mean))})
+        low, high = mean.interval
+        lines.append({"variant": v, "measure": measure, "mean": mean.mean, "low": low, "high": high})
     frame = pd.DataFrame(lines)
     calibrations = {v: sum(p.calibration for p in by_seed.values()) for v, by_seed in found.items()}
     thickness = frame[frame["measure"] == "thickness"].set_index("variant")["mean"]

@@ -205,14 +205,17 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         found = evaluate.average_precision(split.json, detections, max_dets, report=lambda text: report(text, total))
         record["metrics"].update({f"{kind}{suffix}": metrics for kind, metrics in found.items()})
 
-    def measure_in_true_boxes(split, images, name):
-        found = true_boxes.measure(cfg, model, images, split.json, lambda i, n: report(f"in true boxes {i}/{n}", total))
+    def measure_in_true_boxes(split, images, name, annotated=None):
+        def show(done, images):
+            report(f"in true boxes {done}/{images}", total)
+
+        found = true_boxes.measure(cfg, model, images, split.json, show, annotated)
         record["metrics"][name] = {**true_boxes.means(found), "images": len(images)}
         record["objects"][name] = found
 
     record |= {"metrics": {}, "objects": {}}
     measure(data.val, detections, "")
-    measure_in_true_boxes(data.val, images, "true_boxes")
+    measure_in_true_boxes(data.val, images, "true_boxes", data.val_coarse and data.val_coarse.json)
     if data.val_second:
         record["second_fingerprint"] = data.second_fingerprint
         measure(data.val_second, further, "_second")
