@@ -139,6 +139,7 @@ class SobelMaskHead(MaskScoringHead):
         *,
         boundary_conv_dim: int = 16,
         loss: str = "dice_bce",
+        loss_weight: float = 1.0,
         bce_weight: float = 1.0,
         dice_squared: bool = True,
         threshold: float = 0.0,
@@ -148,13 +149,15 @@ class SobelMaskHead(MaskScoringHead):
         """
         Args:
             boundary_conv_dim: channels between the two convolutions; the paper does not say.
-            loss, bce_weight, dice_squared, threshold, output_boundaries: see :class:`BoundaryPreservingHead`.
+            loss, loss_weight, bce_weight, dice_squared, threshold, output_boundaries: see
+                :class:`BoundaryPreservingHead`.
             input_shape, options: see :class:`MaskScoringHead`.
         """
         super().__init__(input_shape, **options)
         check_options("boundary", loss)
         self.output_boundaries = output_boundaries
-        self.loss_options = dict(kind=loss, bce_weight=bce_weight, dice_squared=dice_squared, threshold=threshold)
+        self.loss_options = dict(kind=loss, weight=loss_weight, threshold=threshold)
+        self.loss_options |= dict(bce_weight=bce_weight, dice_squared=dice_squared)
         self.boundary_fcn1 = Conv2d(2, boundary_conv_dim, kernel_size=3, padding=1, activation=F.relu)
         self.boundary_fcn2 = Conv2d(boundary_conv_dim, 1, kernel_size=3, padding=1)
         weight_init.c2_msra_fill(self.boundary_fcn1)

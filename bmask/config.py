@@ -52,6 +52,8 @@ def add_bmask_config(cfg: CN) -> None:
     head.SUPERVISION = "boundary"
     # "bce", "weighted_bce", "dice" or "dice_bce" (Table 7).
     head.LOSS = "dice_bce"
+    # The weight of the boundary loss beside the mask loss: 1 in Eq. 4.
+    head.LOSS_WEIGHT = 1.0
     # Lambda of Eq. 2: the weight of BCE beside Dice.
     head.BCE_WEIGHT = 1.0
     # Squares in the denominator of Dice, as in Eq. 3. The released code has none: False.

@@ -48,6 +48,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
         b2m_fusion: bool = True,
         supervision: str = "boundary",
         loss: str = "dice_bce",
+        loss_weight: float = 1.0,
         bce_weight: float = 1.0,
         dice_squared: bool = True,
         threshold: float = 0.0,
@@ -66,6 +67,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
             m2b_fusion, b2m_fusion: the fusion blocks (Eq. 1, Table 6).
             supervision: what the boundary branch learns: ``boundary``, ``mask`` or ``none`` (Table 4).
             loss, bce_weight, dice_squared: see :func:`bmask.losses.boundary_loss` (Eqs. 2 and 3, Table 7).
+            loss_weight: of the boundary loss beside the mask loss; 1 in Eq. 4.
             threshold: see :func:`bmask.boundary.boundary_targets`.
             output_boundaries: add ``pred_boundaries`` to the instances at inference.
             mask_iou_head: see :mod:`bmask.mask_scoring`.
@@ -85,9 +87,8 @@ class BoundaryPreservingHead(JointHead, nn.Module):
             raise ValueError("without boundary supervision there are no boundaries to output or to refine masks with")
         self.mask_in_features, self.boundary_in_features = list(mask_in_features), list(boundary_in_features)
         self.supervision, self.output_boundaries = supervision, output_boundaries
-        self.loss_options = dict(
-            supervision=supervision, threshold=threshold, kind=loss, bce_weight=bce_weight, dice_squared=dice_squared
-        )
+        self.loss_options = dict(supervision=supervision, threshold=threshold, kind=loss, weight=loss_weight)
+        self.loss_options |= dict(bce_weight=bce_weight, dice_squared=dice_squared)
 
         def pooler(in_features, resolution):
             scales = [1.0 / input_shape[f].stride for f in in_features]

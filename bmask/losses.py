@@ -15,7 +15,7 @@ from .boundary import boundary_targets
 BOUNDARY_LOSSES = ("bce", "weighted_bce", "dice", "dice_bce")
 SUPERVISIONS = ("boundary", "mask", "none")
 # Of a head that learns boundaries, by the names of its parameters; capitalised, keys of MODEL.BOUNDARY_MASK_HEAD.
-OPTIONS = ("supervision", "loss", "bce_weight", "dice_squared", "threshold", "output_boundaries")
+OPTIONS = ("supervision", "loss", "loss_weight", "bce_weight", "dice_squared", "threshold", "output_boundaries")
 
 
 def dice_loss(
@@ -90,6 +90,7 @@ def joint_losses(
     masks: torch.Tensor,
     supervision: str = "boundary",
     threshold: float = 0.0,
+    weight: float = 1.0,
     **options,
 ) -> Dict[str, torch.Tensor]:
     """L_mask and L_b of Eq. 4, ``loss_mask`` and ``loss_boundary``; the latter where there are logits for it.
@@ -99,12 +100,13 @@ def joint_losses(
         masks: (R, H, W), in {0, 1}.
         supervision: what the boundary branch learns, ``boundary`` or ``mask`` (Table 4).
         threshold: see :func:`bmask.boundary.boundary_targets`.
+        weight: of the boundary loss; 1 in Eq. 4.
         options: of :func:`boundary_loss`.
     """
     losses = {"loss_mask": bce_loss(mask_logits.float(), masks)}
     if boundary_logits is not None:
         targets = masks if supervision == "mask" else boundary_targets(masks, threshold)
-        losses["loss_boundary"] = boundary_loss(boundary_logits.float(), targets, **options)
+        losses["loss_boundary"] = weight * boundary_loss(boundary_logits.float(), targets, **options)
     return losses
 
 

@@ -351,3 +351,16 @@ def test_the_sobel_heads_loss_is_dice_bce_of_the_boundary_and_reaches_the_mask_b
     assert torch.allclose(losses["loss_boundary"], boundary_loss(boundary, boundary_targets(masks)))
     losses["loss_boundary"].backward()
     assert head.mask_fcn1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("sobel_head", [False, True])
+def test_the_boundary_loss_has_a_weight_beside_the_mask_loss(sobel_head):
+    def losses(weight):
+        torch.manual_seed(0)
+        head = make_roi_head(SobelMaskHead, loss_weight=weight) if sobel_head else make_head(loss_weight=weight)
+        torch.manual_seed(1)
+        return head(torch.randn(3, 8, 14, 14) if sobel_head else make_features(), make_proposals([2, 1]))
+
+    whole, tenth = losses(1.0), losses(0.1)
+    assert torch.allclose(tenth["loss_boundary"], 0.1 * whole["loss_boundary"]) and whole["loss_boundary"] > 0
+    assert torch.equal(tenth["loss_mask"], whole["loss_mask"])

@@ -210,20 +210,19 @@ def overview(profiles: Sequence[str]) -> str:
 
 
 def _short(profile: str) -> str:
-    return profile.replace("-samedetector", ", same detector")
+    return "same detector" if profile.endswith("-samedetector") else profile
 
 
 def _verdicts(claim: Claim, judged: List[Judged], profile: str) -> str:
-    """The claim's verdict, with links, and where it is another in true boxes that one."""
+    """The claim's verdict, where it is another in true boxes that one as well, with links."""
     verdict, folder = judged[0].verdict, runs.results(profile)
     if verdict == NONE:
         return ""
     notebook = folder / claim.shown.notebook
     shown = [path for path in claim.shown.written(folder) if path.exists()] or [folder / "README.md"]
-    text = f"[{verdict}]({shown[0].relative_to(folder.parent)})"
-    text += f" [nb]({notebook.relative_to(folder.parent)})" if notebook.exists() else ""
     others = [j.verdict for j in judged[1:] if j.verdict not in (NONE, verdict)]
-    return text + "".join(f" (boxes: {other})" for other in others)
+    text = f"[{' / '.join([verdict, *others])}]({shown[0].relative_to(folder.parent)})"
+    return text + (f" [nb]({notebook.relative_to(folder.parent)})" if notebook.exists() else "")
 
 
 def _number(value: Optional[float], metric: str) -> str:
