@@ -39,6 +39,10 @@ class Item(ABC):
         """ "Table 3. Adding ...", or the title of one without a number."""
         return f"{self.label}. {self.title}" if self.number[0].isdigit() else self.title
 
+    def heading_in(self, profile: str) -> str:
+        """What a page of a profile's results calls it."""
+        return self.heading
+
     @property
     def stem(self) -> str:
         """The name of its files, without suffixes: "table3"."""

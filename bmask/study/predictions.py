@@ -27,11 +27,13 @@ from .datasets.mapper import ImageMapper
 from .files import npz, write_bytes
 
 MAX_IMAGES, MAX_OBJECTS = 24, 150  # the first images, as long as they have no more objects
+# COCO's numbers of the licences by which pictures may be passed on, as parts of figures.
+LICENCES = {4: "CC BY 2.0", 5: "CC BY-SA 2.0", 7: "no known copyright restrictions"}
 MIN_SCORE = 0.3  # detections below are not kept
 # What can be kept of a run. Masks and boundaries: in the true boxes. Quality: of the boundaries, with the calibration.
 PARTS = ("masks", "boundaries", "found", "quality")
 IMAGES = "pictures.npz"
-# Levels of the probabilities in each map. Two thirds of the bytes of 256; but by what is found Fig. 2 chooses its rows.
+# Levels of the probabilities in each map.
 LEVELS = {"masks": 64, "boundaries": 64, "found_masks": 256, "found_boundaries": 64}
 
 
@@ -41,7 +43,7 @@ class Images:
 
     pictures: K arrays (H, W, 3), uint8, RGB. masks: N arrays (H, W), bool. boxes: (N, 4), x0 y0 x1 y1, pixels.
     image_of: (N,), which picture an object is in. classes: (N,), from 0. roi_masks: (N, 28, 28), bool, the masks in
-    their boxes.
+    their boxes. credits: K texts, whose a picture is and by which licence; "" where the data do not say.
     """
 
     pictures: List[np.ndarray]
@@ -50,6 +52,7 @@ class Images:
     image_of: np.ndarray
     classes: np.ndarray
     roi_masks: np.ndarray
+    credits: List[str]
     fingerprint: str
 
     @property
@@ -101,9 +104,9 @@ def _read_images(folder: Path) -> Images:
         ends = np.cumsum([height * width for height, width in shapes])
         pixels = np.unpackbits(stored["masks"]).astype(bool)
         masks = [part.reshape(shape) for part, shape in zip(np.split(pixels, ends), shapes)]
-        return Images(
-            pictures, masks, stored["boxes"], image_of, stored["classes"], stored["roi_masks"], meta["fingerprint"]
-        )
+        parts = (stored[name] for name in ("boxes", "image_of", "classes", "roi_masks"))
+        credits = meta.get("credits", [""] * len(pictures))
+        return Images(pictures, masks, *parts, credits, meta["fingerprint"])
 
 
 def load(run: runs.Run, parts: Collection[str]) -> Predictions:
@@ -156,8 +159,9 @@ def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) ->
             )
     first = next(iter(left))
     data = datasets.prepare(first.cfg, options.data and Path(options.data), runs.OUTPUT)
-    dataset = sorted(data.val.load(), key=lambda image: image["image_id"])
-    images = _keep_images(first.profile, data, dataset)
+    credits = _credits(data.val.json)
+    dataset = sorted(data.val.load(), key=lambda image: (image["image_id"] not in credits, image["image_id"]))
+    images = _keep_images(first.profile, data, dataset, credits)
     seen = {run: dataset if "quality" in parts else dataset[: len(images.pictures)] for run, parts in left.items()}
     with tqdm(total=sum(map(len, seen.values())), unit="image") as bar:
         for run, parts in left.items():
@@ -201,7 +205,17 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
     return cv2.imdecode(stored, cv2.IMREAD_COLOR)[:, :, ::-1]
 
 
-def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Images:
+def _credits(json_file: Path) -> Dict[int, str]:
+    """For each image that a figure may show whose it is and by which licence, or "" where the data do not say."""
+    images = json.loads(json_file.read_text())["images"]
+    return {
+        image["id"]: f"{image['flickr_url']} ({LICENCES[image['license']]})" if "flickr_url" in image else ""
+        for image in images
+        if "flickr_url" not in image or image["license"] in LICENCES
+    }
+
+
+def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict], credits: Dict[int, str]) -> Images:
     truth, known = COCO(datasets.coco.truth(data.val.json)), fingerprint(data.val.json)
     path = runs.results(profile) / "predictions" / IMAGES
     if path.exists():
@@ -209,7 +223,8 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
         if images.fingerprint == known:
             return images
     arrays, masks, boxes, classes, image_of = {}, [], [], [], []
-    for k, image in enumerate(dataset[:MAX_IMAGES]):
+    shown = [image for image in dataset[:MAX_IMAGES] if image["image_id"] in credits]
+    for k, image in enumerate(shown):
         if k and len(masks) + len(image["annotations"]) > MAX_OBJECTS:
             break
         picture = read_image(image["file_name"])[:, :, ::-1]
@@ -226,7 +241,8 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict]) -> Imag
     arrays |= {"boxes": np.array(boxes, np.float32), "image_of": np.array(image_of)}
     arrays |= {"classes": np.array(classes), "roi_masks": np.array(rois)}
     arrays["masks"] = np.packbits(np.concatenate([mask.ravel() for mask in masks]))
-    meta = {"fingerprint": known, "pictures": sum(name.startswith("picture") for name in arrays)}
+    number = sum(name.startswith("picture") for name in arrays)
+    meta = {"fingerprint": known, "pictures": number, "credits": [credits[x["image_id"]] for x in shown[:number]]}
     write_bytes(path, _packed(arrays, meta))
     return _read_images(path.parent)
 

@@ -54,7 +54,7 @@ def write_page(profile: str) -> Path:
     folder = runs.results(profile)
     parts = [f"# Results of profile `{profile}`", tables.setting(profile), findings.numbers(profile)]
     for item in made(profile):
-        parts.append(f"## {item.heading}")
+        parts.append(f"## {item.heading_in(profile)}")
         parts += _shown(item, folder, [f"[notebook]({item.notebook})"] if (folder / item.notebook).exists() else [])
     path = folder / "README.md"
     write_bytes(path, ("\n\n".join(filter(None, parts)) + "\n").encode())
@@ -192,7 +192,7 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
     results, names, notebooks = runs.results(profile), [], []
     for item, seeds in made(profile).items():
         names.append(item.stem)
-        parts = [f"# {item.heading}", *_shown(item, results)]
+        parts = [f"# {item.heading_in(profile)}", *_shown(item, results)]
         for path in (other for written in item.written(results) for other in _beside(written)):
             write_bytes(folder / path.relative_to(results), path.read_bytes())
         executed = results / item.notebook

@@ -54,7 +54,14 @@ def make(
 
     Returns:
         Whether all runs have metrics, and the ``.md`` files by item; without the figures where a run has failed.
+
+    Raises:
+        InputError: the profile's data cannot give one of them.
     """
+    for item in items:
+        if not item.fits(profile):
+            able = ", ".join(p for p in config.available("profile") if item.fits(p))
+            raise InputError(f"the data of profile {profile} say nothing of {item.label}; take one of these: {able}")
     whole = launch.ensure(_wanted(items, profile, seeds), options)
     written = {}
     for item in items:

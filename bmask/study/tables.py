@@ -8,6 +8,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 import pandas as pd
 import yaml
+from detectron2.config import CfgNode
 
 from ..errors import InputError
 from . import compare, config, cost, runs
@@ -37,6 +38,13 @@ FURTHER = (
         ("AP_second", "IoU_second"),
     ),
 )
+DATA = {  # what a reader calls data sets
+    "shapes": "generated shapes",
+    "coco_person": "photographs of persons",
+    "nuclei": "microscopy of nuclei",
+    "coco": "COCO val2017",
+    "cityscapes": "Cityscapes val",
+}
 SAME = "same detector"  # the source of what was trained by that protocol
 
 
@@ -60,19 +68,31 @@ class Table(Item):
     """A table of the paper.
 
     metrics: its columns, see :data:`bmask.study.compare.METRICS`. rows: the paper's in its order, then those that are
-    ours alone. note: what it can and cannot be. cost: whether it shows what the heads cost.
+    ours alone. note: what it can and cannot be. cost: whether it shows what the heads cost. of: the paper's data. only:
+    the data set without which it says nothing.
     """
 
     metrics: Sequence[str]
     rows: Sequence[Row]
     note: str = ""
     cost: bool = False
+    of: str = "COCO val2017"
+    only: Optional[str] = None
     prefix = ""
     shows_failed = True
 
     @property
     def target(self) -> str:
         return f"table-{self.number}" if self.number.isdigit() else self.number
+
+    def heading_in(self, profile: str) -> str:
+        cfg = Run(self.variants[0], profile, 0).cfg
+        here = f"{DATA.get(cfg.STUDY.DATASET, cfg.STUDY.DATASET)}, {_network(cfg)}"
+        return f"{self.label} on {here}" + (f"; the paper: {self.of}" if self.of else "")
+
+    def fits(self, profile: str) -> bool:
+        # `smoke` is there to try everything, and says nothing anyway.
+        return not self.only or profile == "smoke" or Run("mask_rcnn", profile, 0).cfg.STUDY.DATASET == self.only
 
     @property
     def variants(self) -> List[str]:
@@ -105,7 +125,8 @@ class Table(Item):
         for row in self.rows:
             by_seed, base = records.get(row.variant, {}), compare.without_failed(records[row.baseline])
             good = compare.without_failed(by_seed)
-            line = {"row": row.name, **row.words, "variant": row.variant, "network": _network(row, profile)}
+            line = {"row": row.name, **row.words, "variant": row.variant}
+            line["network"] = "" if row.quoted else _network(Run(row.variant, profile, 0).cfg)
             line["seeds"] = len(good)
             for metric in (*self.metrics, *(metric for _, metrics, _ in FURTHER for metric in metrics)):
                 ours, difference = _values(good, metric), _values(good, metric) - _values(base, metric)
@@ -167,7 +188,8 @@ class Table(Item):
         """
         last = list(sources.values())[-1]
         metrics = {m: m.removesuffix("_val") for m in self.metrics if m in SHOWN}
-        text = [f"{self.heading}. Profile `{profile}`.", self._lines(sources, metrics, metrics)]
+        text = [f"{self.heading_in(profile)}.", f"{self.title}. Profile `{profile}`."]
+        text.append(self._lines(sources, metrics, metrics))
         for words, metrics, compared in FURTHER:
             if any(frame[[*metrics]].notna().any(axis=None) for frame in sources.values()):
                 text += [fill(words, WIDTH), self._lines(sources, metrics, compared, spread=False)]
@@ -226,7 +248,7 @@ class Table(Item):
         write_bytes(path.with_suffix(".csv"), content.to_csv(index=False).encode())
         write_bytes(path, text.encode())
         drawn = [m for m in (*self.metrics, "IoU") if m in content and m not in NOT_DRAWN]
-        style.save(gains.chart(found, self.rows, self.heading, drawn), path.with_suffix(".png"))
+        style.save(gains.chart(found, self.rows, self.heading_in(profile), drawn), path.with_suffix(".png"))
         self.note_made(profile, seeds)
         return [path]
 
@@ -258,8 +280,8 @@ def _load(number: str, paper: str, metrics: List[str], rows: List[Dict], more: D
         found.append(
             Row(variant, baseline[0] if baseline else first, name, {**words.iloc[k]}, numbers.iloc[k].to_dict())
         )
-    for variant, name in more.items():
-        found.append(Row(variant, first, name, dict.fromkeys(words, "–"), {}))
+    for variant, *baseline, name in ((*key.split(" vs "), name) for key, name in more.items()):
+        found.append(Row(variant, baseline[0] if baseline else first, name, dict.fromkeys(words, "–"), {}))
     return Table(number, notebook=notebook, metrics=metrics, rows=found, **info)
 
 
@@ -320,14 +342,11 @@ def setting(profile: str) -> str:
     )
 
 
-def _network(row: Row, profile: str) -> str:
-    """The backbone and input size of a row, as they are here; nothing for a row that is only quoted."""
-    if row.quoted:
-        return ""
-    cfg = Run(row.variant, profile, 0).cfg
+def _network(cfg: CfgNode) -> str:
+    """The backbone and input size of a run."""
     names = {"build_hrnetv2p_backbone": cfg.MODEL.HRNET.NAME, "build_timm_fpn_backbone": cfg.MODEL.TIMM.NAME}
     name = names.get(cfg.MODEL.BACKBONE.NAME, f"ResNet-{cfg.MODEL.RESNETS.DEPTH}")
-    return f"{name}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
+    return f"{name.replace('efficientnet_lite', 'EfficientNet-Lite')}-FPN, {cfg.INPUT.MIN_SIZE_TEST} px"
 
 
 def _measured(frame: pd.DataFrame) -> List[str]:

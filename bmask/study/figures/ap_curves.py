@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .. import compare
+from .. import compare, stats
 from ..config import EXPERIMENTS
 from ..runs import Run
-from .style import COLOURS, MARKERS, PAGE, PAPER, Drawn, draw_legend, draw_lines, new_figure, styled
+from .style import COLOURS, PAGE, PAPER, Drawn, new_figure, styled
 
 NAMES = BASE, OURS = "Mask R-CNN", "BMask R-CNN"
 
@@ -34,11 +34,11 @@ def draw(shown: List[Run], _) -> Drawn:
     verdict = "grows with the threshold" if low > 0 else "falls with the threshold" if high < 0 else None
     verdict = verdict or "is not shown to grow with the threshold: the interval contains zero"
     caption = (
-        "AP of masks and Boundary AP at IoU thresholds from 0.50 to 0.95, and what BMask R-CNN gains over Mask "
-        f"R-CNN. The gain of the masks is {gain['AP50']:+.1f} AP points at 0.50 and {gain['AP75']:+.1f} at 0.75, "
-        f"a difference of {growth:+.1f}{interval}, so here it {verdict}; in the paper it grows from "
-        "+1.0 to +2.3. Bands go from the lowest to the highest seed. Hollow: the paper's curves (ResNet-101, 800 "
-        "pixels, COCO; up to 0.85)."
+        f"The gain of BMask R-CNN over Mask R-CNN {verdict}: {gain['AP50']:+.1f} AP points at an IoU of 0.50, "
+        f"{gain['AP75']:+.1f} at 0.75, a difference of {growth:+.1f}{interval}. In the paper it grows from +1.0 to "
+        "+2.3. Left AP of masks, right Boundary AP, below what is gained."
+        + (" Bands are 95% intervals over the seeds." if len(ours) > 1 else "")
+        + " The paper's curves have ResNet-101, 800 pixels and COCO, up to 0.85."
     )
     return {"figure1": (_plot(pd.DataFrame(lines), paper), caption)}
 
@@ -48,19 +48,33 @@ def _plot(curves: pd.DataFrame, paper: pd.DataFrame) -> Figure:
     """AP above, the gain below; ``panel`` of the curves says what is measured, the paper's are beside the first."""
     wide = curves.pivot(index=["panel", "seed", "iou"], columns="variant", values="AP")
     gain = (wide[OURS] - wide[BASE]).rename("gain").reset_index()
-    titles, colours = list(curves["panel"].unique()), {BASE: COLOURS["mask_rcnn"], OURS: COLOURS["bmask_rcnn"]}
+    titles = list(curves["panel"].unique())
+    look = {BASE: (COLOURS["mask_rcnn"], "o", "-"), OURS: (COLOURS["bmask_rcnn"], "s", "--")}
     figure = new_figure(PAGE, 4.2)
     panels = figure.subplots(2, len(titles), sharex=True, sharey="row", squeeze=False)
     for k, title in enumerate(titles):
         above, below = panels[:, k]
-        draw_lines(above, curves[curves["panel"] == title], "iou", "AP", colours)
-        draw_lines(below, gain[gain["panel"] == title].assign(variant=OURS), "iou", "gain", {OURS: colours[OURS]})
+        here = curves[curves["panel"] == title]
+        for name in NAMES:
+            _line(above, here[here["variant"] == name], "AP", *look[name], name)
         below.axhline(0, color="0.4", linewidth=1)
+        _line(below, gain[gain["panel"] == title], "gain", "0.1", "o", "-", "gain")
         above.set(title=title, ylabel="AP (%)")
         below.set(xlabel="IoU threshold", ylabel="gain (AP points)")
-    hollow = dict(linestyle="", fillstyle="none")
-    for k, variant in enumerate(("mask_rcnn", "bmask_rcnn")):
-        panels[0, 0].plot(paper["iou"], paper[variant], MARKERS[k], color=COLOURS[variant], **hollow)
-    panels[1, 0].plot(paper["iou"], paper["delta"], "D", color=PAPER, **hollow)
-    draw_legend(figure, colours, "hollow: the paper's")
+    for name, column in zip(NAMES, ("mask_rcnn", "bmask_rcnn")):
+        colour, marker, _ = look[name]
+        hollow = dict(linestyle="", fillstyle="none", label=f"{name}, the paper")
+        panels[0, 0].plot(paper["iou"], paper[column], marker, color=colour, **hollow)
+    panels[1, 0].plot(paper["iou"], paper["delta"], "D", color=PAPER, fillstyle="none", label="gain, the paper")
+    handles = [handle for panel in panels[:, 0] for handle in panel.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def _line(panel, lines: pd.DataFrame, y: str, colour: str, marker: str, dashes: str, label: str) -> None:
+    """The mean over the seeds at each threshold, with its interval over them."""
+    by_iou = {iou: values.to_numpy() for iou, values in lines.groupby("iou")[y]}
+    found = [stats.estimate(values, values[:, None]) for values in by_iou.values()]
+    panel.plot([*by_iou], [f.mean for f in found], marker + dashes, color=colour, linewidth=1.2, label=label)
+    if len(next(iter(by_iou.values()))) > 1:
+        panel.fill_between([*by_iou], *zip(*(f.interval for f in found)), color=colour, alpha=0.2, linewidth=0)

@@ -1,12 +1,13 @@
 """Figs. 2, 3 and 8: masks of Mask R-CNN and BMask R-CNN."""
 
-from typing import Dict, List, Sequence
+from typing import Dict, Sequence, Tuple
 
+import cv2
 import numpy as np
-import pandas as pd
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Boxes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .. import predictions
@@ -15,45 +16,80 @@ from ..predictions import Images, Predictions
 from ..runs import Run
 from .style import COLOURS, OURS, TRUTH, Drawn, Panel, iou, pictures
 
+NAMES = {"mask_rcnn": "Mask R-CNN", "bmask_rcnn": "BMask R-CNN"}
+FILLS = [to_rgb(colour) for colour in ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")]
+VIEW, FINE = 1.6, 320  # of an object: the side by that of its box, and the pixels that it is drawn with
+ENLARGED = 0.4  # of a view
+
 
 def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
     images, found = predictions.load_all(kept)
-    found = {run.variant: predicted for run, predicted in found.items()}
-    pasted = {v: [_pasted(p, images, k) for k in range(len(images.pictures))] for v, p in found.items()}
-    ious = {v: _best_ious(images, found[v], pasted[v]) for v in found}
-    change = pd.Series(ious["bmask_rcnn"] - ious["mask_rcnn"])
-    gain = change.groupby(images.image_of).mean().sort_values(kind="stable")  # of images with objects
-    number, rows = len(gain), {}
-    for words, k in (
-        ("largest gain", gain.index[-1]),
-        ("median", gain.index[number // 2]),
-        ("largest loss" if gain.iloc[0] < 0 else "smallest gain", gain.index[0]),
-    ):
-        inside = np.flatnonzero(images.image_of == k)
-        n = inside[change.abs()[inside].argmax()]
-        picture = images.pictures[k]
-        ours = found["bmask_rcnn"]
-        outlines = [(images.masks[m], TRUTH) for m in inside]
-        row = {"ground truth": Panel(picture, outlines, box=images.boxes[n])}
-        for variant, name in (("mask_rcnn", "Mask R-CNN"), ("bmask_rcnn", "BMask R-CNN")):
-            outlines = [(mask, COLOURS[variant]) for mask in pasted[variant][k]]
-            row[name] = Panel(picture, outlines)
-        row["boundaries"] = Panel(_boundaries(ours, images, k))
-        row["RoI: truth"] = Panel(images.roi_masks[n].astype(float))
-        row["Mask R-CNN "] = Panel(found["mask_rcnn"].masks[n].astype(float))
-        row["BMask R-CNN "] = Panel(ours.masks[n].astype(float))
-        row["its boundary"] = Panel(ours.boundaries[n].astype(float))
-        rows[f"{words} ({100 * gain[k]:+.0f})"] = row
+    found = {run.variant: predicted.masks for run, predicted in found.items()}
+    ious = {v: np.array([iou(m > 0.5, t) for m, t in zip(masks, images.roi_masks)]) for v, masks in found.items()}
+    change = 100 * (ious["bmask_rcnn"] - ious["mask_rcnn"])
+    order, rows = np.argsort(change, kind="stable"), {}
+    chosen = {"largest gain": order[-1], "median": order[len(order) // 2], "largest loss": order[0]}
+    for words, n in chosen.items():
+        rows[f"{words}:\n{change[n]:+.0f} points of IoU"] = _row(images, found, n)
+    (first, base), (second, ours) = ((NAMES[v], 100 * ious[v].mean()) for v in found)
+    gains = (change > 0).mean()
     caption = (
-        f"Ground truth, detections with a score of {predictions.MIN_SCORE} or more, and the boundaries that BMask "
-        f"R-CNN predicts for them. Of the first {number} test images those are shown in which the mean IoU of the "
-        "objects, each with the best mask of its class, changes most for the better, as the median, and most for "
-        "the worse (in brackets: by how many points). Right: for the object in the dotted box, the one that "
-        "changes most, the truth and the raw 28x28 predictions in its true box. The mean change over the "
-        f"{number} images is {100 * gain.mean():+.1f} points; in {(gain > 0).sum()} it is a gain, in "
-        f"{(gain < 0).sum()} a loss."
+        f"In their true boxes {100 * gains:.0f}% of {len(change)} objects have a better mask by {second} than by "
+        f"{first}; the mean IoU is {ours:.1f}%, not {base:.1f}%. Shown are, in dotted boxes, the object whose IoU "
+        f"gains most, the median one, and the one that loses most, of all in {len(images.pictures)} test images. "
+        "Enlarged is where the two masks differ most."
     )
-    return {"figure2": (pictures(rows, side=1.0), caption)}
+    credits = [images.credits[images.image_of[n]] for n in chosen.values()]
+    caption += f" Photographs: {'; '.join(credits)}." if all(credits) else ""
+    legend = {TRUTH: "truth", **{COLOURS[v]: name for v, name in NAMES.items()}}
+    return {"figure2": (pictures(rows, side=1.8, legend=legend), caption)}
+
+
+def _row(images: Images, found: Dict[str, np.ndarray], n: int) -> Dict[str, Panel]:
+    """The picture around object n with the true masks and those of two models, and a part of it with contours."""
+    picture, inside = images.pictures[images.image_of[n]], np.flatnonzero(images.image_of == images.image_of[n])
+    inside = np.append(inside[inside != n], n)  # above the others
+    x0, y0, x1, y1 = images.boxes[n]
+    side = VIEW * max(x1 - x0, y1 - y0)
+    scale = FINE / side
+    height, width = (round(scale * s) for s in picture.shape[:2])
+    fine = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+    boxes = Boxes(torch.from_numpy(images.boxes[inside] * scale))
+    true = [cv2.resize(images.masks[m].astype(np.float32), (width, height)) > 0.5 for m in inside]
+    masks = {"truth": true}
+    for variant, name in NAMES.items():
+        masks[name] = paste_masks_in_image(torch.from_numpy(found[variant][inside]), boxes, (height, width)).numpy()
+    view = _window(scale * (x0 + x1) / 2, scale * (y0 + y1) / 2, FINE, fine.shape)
+    row = {name: Panel(_filled(fine, shown)[view]) for name, shown in masks.items()}
+    corner = view[1].start, view[0].start
+    row["truth"] = row["truth"]._replace(box=scale * images.boxes[n] - np.tile(corner, 2))
+    own = {name: shown[-1] for name, shown in masks.items()}
+    apart = (own["Mask R-CNN"] ^ own["BMask R-CNN"]).astype(np.float32)
+    enlarged = round(ENLARGED * FINE)
+    _, _, _, (x, y) = cv2.minMaxLoc(cv2.boxFilter(apart, -1, (enlarged, enlarged), borderType=cv2.BORDER_CONSTANT))
+    part = _window(x, y, enlarged, fine.shape)
+    colours = (TRUTH, *(COLOURS[v] for v in NAMES))
+    row["enlarged"] = Panel(fine[part], [(mask[part], c) for mask, c in zip(own.values(), colours)])
+    return row
+
+
+def _window(x: float, y: float, side: float, shape: Sequence[int]) -> Tuple[slice, slice]:
+    """Rows and columns of the square around a point, moved and cut so that it lies within a picture."""
+    starts = (
+        int(np.clip(middle - side / 2, 0, max(0, size - side))) for middle, size in ((y, shape[0]), (x, shape[1]))
+    )
+    return tuple(slice(start, start + round(side)) for start in starts)
+
+
+def _filled(picture: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
+    """The picture with each mask in a colour of its own, its contour darker."""
+    shown = picture.astype(np.float32)
+    for k, mask in enumerate(masks):
+        colour = 255 * np.array(FILLS[k % len(FILLS)], np.float32)
+        shown[mask] = 0.45 * shown[mask] + 0.55 * colour
+        edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+        shown[edge] = 0.35 * colour
+    return shown.astype(np.uint8)
 
 
 def shown_images(run: Run, count: int) -> Figure:
@@ -88,12 +124,3 @@ def _detected(found: Predictions, images: Images, k: int, maps: np.ndarray):
     here = found.found_in == k
     boxes = Boxes(torch.from_numpy(found.found_boxes[here]))
     return torch.from_numpy(maps[here]).float(), boxes, images.pictures[k].shape[:2]
-
-
-def _best_ious(images: Images, found: Predictions, pasted: List[np.ndarray]) -> np.ndarray:
-    """(N,): for each object the IoU of the best mask of its class."""
-    best = np.zeros(len(images.masks))
-    for n, (k, mask) in enumerate(zip(images.image_of, images.masks)):
-        candidates = pasted[k][found.found_classes[found.found_in == k] == images.classes[n]]
-        best[n] = max((iou(candidate, mask) for candidate in candidates), default=0)
-    return best

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from .style import OURS, PAPER, new_figure, styled
 
+WORDS = {"APb": "box AP", "APb50": "box AP50", "APb75": "box AP75", "IoU": "mask IoU in true boxes"}
+
 
 @styled
 def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: Sequence[str]) -> Figure:
@@ -20,31 +22,32 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
         metrics: columns of the table whose differences are drawn.
 
     Returns:
-        One panel a metric: rows that are run from top to bottom, the difference to the row's baseline in points
-        from left to right. Lines through our points are 95% intervals, where there are several resamples.
+        One panel a metric, all of AP with one scale: rows that are run and compared with another, from top to bottom,
+        the difference in points from left to right. Lines through our points are 95% intervals.
     """
-    run = [not row.quoted for row in rows]
-    frames = {source: frame[run].reset_index(drop=True) for source, frame in frames.items()}
-    places = np.arange(sum(run))
+    compared = [not row.quoted and row.variant != row.baseline for row in rows]
+    frames = {source: frame[compared].reset_index(drop=True) for source, frame in frames.items()}
+    places = np.arange(sum(compared))
     # Three panels of 1.4 inches would be narrower than their labels beside long names of rows.
     figure = new_figure(1.4 * max(len(metrics), 4) + 2, 0.3 * len(places) + 1.2)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, metrics):
+        if metric.startswith("AP"):
+            panel.sharex(panels[0])
         panel.axvline(0, color="0.4", linewidth=1)
         for k, (source, frame) in enumerate(frames.items()):
             height, colour = places - 0.3 + 0.17 * k, (OURS, "0.5", "0.2")[k]
+            counts = " or ".join(map(str, sorted({*frame["seeds"]} - {0})))
+            label = f"{source}, {counts} seed{'s' * (counts != '1')}"
             panel.hlines(height, frame[f"d{metric} low"], frame[f"d{metric} high"], color=colour, linewidth=1.5)
-            panel.plot(
-                frame[f"d{metric}"], height, "os"[source.startswith("same")], color=colour, label=source, markersize=5
-            )
-        panel.plot(frame[f"paper d{metric}"], places + 0.25, "D", color=PAPER, fillstyle="none", label="paper")
-        panel.set_title("IoU in true boxes" if metric == "IoU" else metric)
-        panel.set_xlabel("difference (points)")
+            marker = "os"[source.startswith("same")]
+            panel.plot(frame[f"d{metric}"], height, marker, color=colour, label=label, markersize=5)
+        panel.plot(frame[f"paper d{metric}"], places + 0.25, "D", color=PAPER, fillstyle="none", label="the paper")
+        panel.set_title(WORDS.get(metric, metric.removesuffix("_val")))
+        panel.set_xlabel("gain (points)")
         panel.margins(x=0.15)
-    panels[0].set_yticks(places, [row.name for row, shown in zip(rows, run) if shown])
+    panels[0].set_yticks(places, [row.name for row, shown in zip(rows, compared) if shown])
     panels[0].set_ylim(len(places) - 0.5, -0.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=4)
-    counts = {source: sorted({*frame["seeds"]} - {0}) for source, frame in frames.items()}
-    seeds = ", ".join(f"{source} {' or '.join(map(str, numbers))}" for source, numbers in counts.items())
-    figure.suptitle(f"{title} (seeds: {seeds})", x=0.01, ha="left", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure

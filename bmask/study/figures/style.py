@@ -11,6 +11,7 @@ import seaborn as sns
 from contourpy import contour_generator
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 
 from ..files import write_bytes
@@ -103,9 +104,16 @@ def pictures(rows: Dict[str, Dict[str, Panel]], side: float = 0.9, legend: Dict[
             _show(panel, content)
         line[0].set_ylabel(label, fontsize=7)
     if legend:
-        lines = [Line2D([], [], color=c, label=text) for c, text in legend.items()]
+        rim = [Stroke(linewidth=2.5, foreground="black"), Normal()]  # as the outlines have it
+        look = [dict(color=c, linestyle=_dashes(c), label=text) for c, text in legend.items()]
+        lines = [Line2D([], [], path_effects=rim, **line) for line in look]
         figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=7)
     return figure
+
+
+def _dashes(colour: str) -> str:
+    """Ours are told apart in grey as well."""
+    return "--" if colour == OURS else "-"
 
 
 def _show(panel, content: Panel) -> None:
@@ -120,10 +128,10 @@ def _show(panel, content: Panel) -> None:
         for colour, width_of_line in (("black", 1.8), (shade, 1)):  # seen on any background
             # As lines they are simplified: a contour of matplotlib keeps each step of each pixel.
             for line in lines:
-                panel.plot(*line.T, color=colour, linewidth=width_of_line)
+                panel.plot(*line.T, _dashes(colour), color=colour, linewidth=width_of_line)
     if content.box is not None:
         x0, y0, x1, y1 = content.box - 0.5
-        panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], ":", color="white", linewidth=1)
+        panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], ":", color="white", linewidth=1.5)
     if content.points is not None:
         panel.plot(*content.points.T, ".", color="white", markersize=1.2)
     panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
