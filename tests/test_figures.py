@@ -7,9 +7,9 @@ from conftest import complaint, contents
 
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
-from bmask.study import config, figures, files, items, predictions, runs, true_boxes
+from bmask.study import config, figures, files, items, predictions, report, runs, true_boxes
 from bmask.study.evaluate import boundary_quality
-from bmask.study.figures import boundary_losses, roi_features, style, training_curves
+from bmask.study.figures import architecture, boundary_losses, roi_features, style, training_curves
 from bmask.study.true_boxes import SIDE
 
 IOUS = [f"{iou:.2f}" for iou in np.arange(0.5, 1, 0.05)]
@@ -134,6 +134,17 @@ def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictur
     assert "0.96: +3.0 and +3.0" in caption and "0.68: +0.0 and +0.0" in caption
     titles = [panel.get_title() for panel in examples.axes][:6]
     assert titles == ["image", "annotation", "truth", "mask", "boundary", "true boundary"]
+
+
+def test_the_drawing_of_the_head_is_of_the_head_as_it_is(tmp_path):
+    """Fig. 4: four and two 3x3 convolutions, one of stride 2, one at the end, and 1x1 in the fusions; 14x14 to 28x28."""
+    words, sides = architecture.described()
+    assert words["mask_fcn1..4"] == "4 times 3x3" and words["boundary_fcn1..2"] == "2 times 3x3"
+    assert words["downsample"] == "3x3, stride 2" and words["mask_final_fusion"] == "3x3"
+    assert words["mask_to_boundary"] == words["boundary_to_mask"] == "1x1"
+    assert (sides["R_m"], sides["R_b"], sides["downsample"], sides["mask_predictor"]) == (14, 28, 14, 28)
+    style.save(architecture.draw(), tmp_path / "head.png")
+    assert report._same(tmp_path / "head.png", architecture.PATH)
 
 
 @pytest.fixture

@@ -154,6 +154,15 @@ def test_the_figure_draws_our_differences_and_the_papers(records):
     assert len({panel.get_xlim() for panel in figure.axes}) == 1
 
 
+def test_the_figure_of_table_8_has_the_gain_over_the_time(records):
+    rows, ratios = tables.named("8").rows, {"mask_rcnn": 1.0, "mask_rcnn_larger_head": 1.25, "bmask_rcnn": 1.5}
+    costs = {"here": {"systems": {variant: {"ratio": ratio} for variant, ratio in ratios.items()}}}
+    figure = gains.against_time(tables.named("8").frames("smoke", [0, 1]), costs, rows, "Table 8")
+    lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    assert lines["here"][0].tolist() == [1, 0] and lines["here"][:, 0].tolist() == [1, 1.25, 1.5]
+    assert lines["the paper"][2] == pytest.approx([63.7 / 59, 1.5])
+
+
 def test_writing_again_leaves_the_same_files_alone(records, output):
     (path,) = TABLE.write("smoke", [0, 1])
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in path.parent.glob("table3*")}

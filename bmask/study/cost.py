@@ -146,7 +146,7 @@ def configured(profile: str, variant: str, device: str) -> CfgNode:
 
 def built(cfg: CfgNode) -> nn.Module:
     seed_all_rng(0)
-    return build_model(cfg).eval()
+    return build_model(cfg).eval().to(memory_format=torch.channels_last)  # as it is trained and used
 
 
 def _input(cfg: CfgNode) -> Tuple[List[Dict], Instances]:
@@ -210,16 +210,20 @@ def _peak_resident(dump: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def to_markdown(folders: Dict[str, Path], names: Sequence[str], paper: Sequence[Dict[str, str]]) -> str:
+def measured(folders: Dict[str, Path]) -> Dict[str, Dict]:
+    """What :func:`measure` has given, of those folders of results that have it."""
+    paths = {source: folder / "cost.json" for source, folder in folders.items()}
+    return {source: json.loads(path.read_text()) for source, path in paths.items() if path.exists()}
+
+
+def to_markdown(records: Dict[str, Dict], names: Sequence[str], paper: Sequence[Dict[str, str]]) -> str:
     """The measurements as one table, the systems in turn, each with the paper's numbers.
 
     Args:
-        folders: of results, by what they are called.
+        records: from :func:`measured`.
         names: of the systems.
         paper: the words of Table 8's rows.
     """
-    paths = {source: folder / "cost.json" for source, folder in folders.items()}
-    records = {source: json.loads(path.read_text()) for source, path in paths.items() if path.exists()}
     if not records:
         return "The cost has not been measured: `make reproduce-table-8` does it.\n"
     paper_ms = [float(words["ms_per_image_2080Ti"]) for words in paper]

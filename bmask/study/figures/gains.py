@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .style import OURS, PAPER, new_figure, styled
+from .style import COLUMN, OURS, PAPER, new_figure, styled
 
 WORDS = {"APb": "box AP", "APb50": "box AP50", "APb75": "box AP75", "IoU": "mask IoU in true boxes"}
 
@@ -50,4 +50,38 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
     panels[0].set_ylim(len(places) - 0.5, -0.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    return figure
+
+
+@styled
+def against_time(frames: Dict[str, pd.DataFrame], costs: Dict[str, Dict], rows: Sequence, title: str) -> Figure:
+    """What each row of Table 8 gains in AP, over the time that an image takes it.
+
+    Args:
+        frames, rows, title: as :func:`chart` takes them.
+        costs: from :func:`bmask.study.cost.measured`.
+
+    Returns:
+        Time from left to right, by the first row's, and the gain from bottom to top, with its 95% interval.
+    """
+    figure = new_figure(COLUMN, 2.8)
+    panel = figure.subplots()
+    panel.axhline(0, color="0.4", linewidth=1)
+    paper = np.array([float(row.words["ms_per_image_2080Ti"]) for row in rows])
+    lines = {"the paper": (paper / paper[0], frames[next(iter(frames))]["paper dAP"], PAPER, "D")}
+    for k, (source, record) in enumerate(costs.items()):
+        ratios = [record["systems"][row.variant]["ratio"] for row in rows]
+        lines[source] = ratios, frames[source]["dAP"], (OURS, "0.5")[k], "os"[k]
+        panel.vlines(ratios, frames[source]["dAP low"], frames[source]["dAP high"], color=lines[source][2])
+    for label, (ratios, gained, colour, marker) in lines.items():
+        filled = "none" if label == "the paper" else "full"
+        panel.plot(ratios, gained, marker, color=colour, fillstyle=filled, label=label)
+        for row, x, y in zip(rows, ratios, gained):
+            if np.isfinite(y) and row.variant != row.baseline:
+                panel.annotate(row.name, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=colour)
+    panel.annotate(rows[0].name, (1, 0), (-8, -12), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="time an image, by Mask R-CNN's", ylabel="gain (AP points)")
+    panel.margins(x=0.25, y=0.15)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=8)
     return figure
