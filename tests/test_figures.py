@@ -137,7 +137,7 @@ def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictur
 
 
 def test_the_drawing_of_the_head_is_of_the_head_as_it_is(tmp_path):
-    """Fig. 4: four and two 3x3 convolutions, one of stride 2, one at the end, and 1x1 in the fusions; 14x14 to 28x28."""
+    """Fig. 4: four and two 3x3 convolutions, one of stride 2, one at the end, 1x1 in the fusions; 14x14 to 28x28."""
     words, sides = architecture.described()
     assert words["mask_fcn1..4"] == "4 times 3x3" and words["boundary_fcn1..2"] == "2 times 3x3"
     assert words["downsample"] == "3x3, stride 2" and words["mask_final_fusion"] == "3x3"

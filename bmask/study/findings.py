@@ -1,6 +1,7 @@
 """The paper's claims, each with what the records say of it: computed, not typed."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -267,6 +268,30 @@ def numbers(profile: str) -> str:
     )
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"## The paper's claims\n\n{words}\n\n{table}" if lines else ""
+
+
+def answer(item: Item, profile: str) -> str:
+    """What a table or figure answers, as Markdown: the verdicts of the claims that it is about, with their numbers.
+
+    Where there is no such claim, what the rows of the table gain, or the first sentence of the figure's caption.
+    """
+    folder = item.made_in(profile)
+    with runs.as_shipped() if folder == runs.shipped(profile) else nullcontext():
+        asked = {claim: judged for claim, judged in judge(profile).items() if claim.shown is item}
+    said = []
+    for claim, judged in asked.items():
+        metric, parts = claim.metrics[0], []
+        for comparison, found in zip(claim.comparisons, judged[0].found):
+            paper = comparison.paper(metric)
+            beside = "" if paper is None else f" (the paper {_number(paper, metric)})"
+            parts.append(f"{comparison.words}: {_interval(found, metric)}{beside}")
+        said.append(f"**{claim.text}: {judged[0].verdict}.** {'; '.join(parts)}.")
+    if said:
+        return "\n\n".join(said)
+    if isinstance(item, tables.Table):
+        return item.gains(profile, folder)
+    caption = item.written(folder)[0].read_text().split("** ", 1)[1]
+    return caption.split(". ", 1)[0] + "."
 
 
 def _interval(found: Found, metric: str) -> str:

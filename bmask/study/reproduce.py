@@ -96,6 +96,11 @@ def show(name: str, profile: str, seeds: str, train: bool, **options) -> List[Pa
     return written[item]
 
 
+def answer(name: str, profile: str) -> str:
+    """What a table or figure that has been made answers, as Markdown; see :func:`bmask.study.findings.answer`."""
+    return findings.answer(report.named(name), profile)
+
+
 def _wanted(items: List[Item], profile: str, seeds: List[int]) -> List[runs.Run]:
     return list(dict.fromkeys(run for item in items for run in item.runs(profile, seeds)))
 

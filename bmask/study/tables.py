@@ -231,6 +231,17 @@ class Table(Item):
         table = pd.DataFrame(lines, columns=["", "", *metrics.values(), *(f"Δ{metrics[m]}" for m in gained)])
         return table.to_markdown(index=False, disable_numparse=True)
 
+    def gains(self, profile: str, folder: Path) -> str:
+        """In a sentence, what the rows gain in AP where a folder of results has the table."""
+        frame = self.frame(profile, made(profile, folder)[self.name], folder)
+        metric = next(m for m in self.metrics if m in SHOWN)
+        names = {row.variant: row.name for row in self.rows}
+        return "; ".join(
+            f"{row.name} over {names[row.baseline]}: {_difference(line, metric)}"
+            for row, (_, line) in zip(self.rows, frame.iterrows())
+            if row.variant not in (PUBLISHED, row.baseline) and line["seeds"]
+        )
+
     def write(self, profile: str, seeds: List[int]) -> List[Path]:
         found = self.frames(profile, seeds)
         (path,) = self.written(runs.results(profile))

@@ -51,23 +51,26 @@ def _row(images: Images, found: Dict[str, np.ndarray], n: int) -> Dict[str, Pane
     inside = np.append(inside[inside != n], n)  # above the others
     x0, y0, x1, y1 = images.boxes[n]
     side = VIEW * max(x1 - x0, y1 - y0)
-    scale = FINE / side
-    height, width = (round(scale * s) for s in picture.shape[:2])
-    fine = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
-    boxes = Boxes(torch.from_numpy(images.boxes[inside] * scale))
-    true = [cv2.resize(images.masks[m].astype(np.float32), (width, height)) > 0.5 for m in inside]
+    view = _window((x0 + x1) / 2, (y0 + y1) / 2, side, picture.shape)
+    scale, (rows, columns) = FINE / side, view
+    start, end = [columns.start, rows.start], [columns.stop, rows.stop]
+    meets = (images.boxes[inside, :2] < end).all(axis=1) & (images.boxes[inside, 2:] > start).all(axis=1)
+    inside = inside[meets]
+    height, width = size = [round(scale * (part.stop - part.start)) for part in view]
+    fine = cv2.resize(picture[view], (width, height), interpolation=cv2.INTER_CUBIC)
+    boxes = scale * (images.boxes[inside] - np.tile(start, 2))
+    true = [cv2.resize(images.masks[m][view].astype(np.float32), (width, height)) > 0.5 for m in inside]
     masks = {"truth": true}
     for variant, name in NAMES.items():
-        masks[name] = paste_masks_in_image(torch.from_numpy(found[variant][inside]), boxes, (height, width)).numpy()
-    view = _window(scale * (x0 + x1) / 2, scale * (y0 + y1) / 2, FINE, fine.shape)
-    row = {name: Panel(_filled(fine, shown)[view]) for name, shown in masks.items()}
-    corner = view[1].start, view[0].start
-    row["truth"] = row["truth"]._replace(box=scale * images.boxes[n] - np.tile(corner, 2))
+        given = torch.from_numpy(found[variant][inside]), Boxes(torch.from_numpy(boxes).float())
+        masks[name] = paste_masks_in_image(*given, size).numpy()
+    row = {name: Panel(_filled(fine, shown)) for name, shown in masks.items()}
+    row["truth"] = row["truth"]._replace(box=boxes[-1])
     own = {name: shown[-1] for name, shown in masks.items()}
     apart = (own["Mask R-CNN"] ^ own["BMask R-CNN"]).astype(np.float32)
     enlarged = round(ENLARGED * FINE)
     _, _, _, (x, y) = cv2.minMaxLoc(cv2.boxFilter(apart, -1, (enlarged, enlarged), borderType=cv2.BORDER_CONSTANT))
-    part = _window(x, y, enlarged, fine.shape)
+    part = _window(x, y, enlarged, size)
     colours = (TRUTH, *(COLOURS[v] for v in NAMES))
     row["enlarged"] = Panel(fine[part], [(mask[part], c) for mask, c in zip(own.values(), colours)])
     return row
@@ -78,7 +81,7 @@ def _window(x: float, y: float, side: float, shape: Sequence[int]) -> Tuple[slic
     starts = (
         int(np.clip(middle - side / 2, 0, max(0, size - side))) for middle, size in ((y, shape[0]), (x, shape[1]))
     )
-    return tuple(slice(start, start + round(side)) for start in starts)
+    return tuple(slice(start, min(start + round(side), size)) for start, size in zip(starts, shape))
 
 
 def _filled(picture: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
