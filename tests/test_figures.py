@@ -7,6 +7,7 @@ from conftest import complaint, contents
 
 from bmask.boundary import boundary_targets
 from bmask.errors import InputError
+from bmask.losses import weighted_bce_loss
 from bmask.study import config, figures, files, items, predictions, report, runs, true_boxes
 from bmask.study.evaluate import boundary_quality
 from bmask.study.figures import architecture, boundary_losses, roi_features, style, training_curves
@@ -120,20 +121,53 @@ def test_no_panel_of_training_curves_is_left_empty(output):
     assert len(figure.axes) == 7  # of eight places
 
 
-def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):
+def publish_coarse(finer=None):
+    """Records for Fig. 7a, those of coarse runs with how much finer their masks are than annotations."""
     for system, ap in (("mask_rcnn", 30), ("bmask_rcnn", 34)):
         publish(system, 0, ap)
         for level, gain in (("02", 3), ("04", 2), ("08", 1), ("16", 0)):
             ap = 30 + gain * (system == "bmask_rcnn")
             publish(f"{system}_coarse{level}", 0, ap, annotation_iou=1 - int(level) / 50)
+            if finer is not None:
+                path = runs.Run(f"{system}_coarse{level}", "smoke", 0).published
+                record = json.loads(path.read_text())
+                record["metrics"]["true_boxes"] = {"finer": finer, "bootstrap": {"finer": [finer - 1, finer + 1] * 100}}
+                files.write_bytes(path, json.dumps(record).encode())
+
+
+def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):
+    publish_coarse()
     (figure, caption), (examples, _) = drawn("7a").values()
+    assert [panel.get_title() for panel in figure.axes] == ["gain in AP", "gain in AP75"]
     exact, coarse = lines(figure.axes[0], 5)
     assert list(exact) == list(coarse) == [4, 3, 2, 1, 0]
-    assert figure.axes[0].lines[1].get_xdata() == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01)
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01)
     assert figure.axes[0].xaxis_inverted()
+    assert caption.startswith(
+        "BMask R-CNN gains +4.0 AP over Mask R-CNN when both are trained on exact masks, and +0.0"
+    )
     assert "0.96: +3.0 and +3.0" in caption and "0.68: +0.0 and +0.0" in caption
-    titles = [panel.get_title() for panel in examples.axes][:6]
-    assert titles == ["image", "annotation", "truth", "mask", "boundary", "true boundary"]
+    titles = [panel.get_title() for panel in examples.axes][:4]
+    assert titles == ["image", "annotation", "predicted mask", "predicted boundary"]
+
+
+def test_figure_7a_draws_how_much_finer_masks_are_where_records_say_it(output, pictured):
+    publish_coarse(finer=2.5)
+    (figure, caption), _ = drawn("7a").values()
+    assert [list(values) for values in lines(figure.axes[2], 4)] == [[2.5] * 4] * 2
+    assert "0.96: +2.5; 0.92: +2.5" in caption
+
+
+@pytest.mark.parametrize("better,words", [(True, "are closer to"), (False, "are further from")])
+def test_the_caption_of_figure_7a_says_whether_predictions_or_annotations_are_better(
+    output, pictured, monkeypatch, better, words
+):
+    publish_coarse()
+    if not better:
+        swapped = predictions.Predictions(*(np.roll(pictured.roi_masks, k, axis=1) for k in (4, 4, 2)))
+        monkeypatch.setattr(predictions, "load", lambda run, parts: swapped)
+    _, (_, caption) = drawn("7a").values()
+    assert caption.startswith(f"The predictions {words} the exact masks than annotations")
 
 
 def test_the_drawing_of_the_head_is_of_the_head_as_it_is(tmp_path):
@@ -209,23 +243,34 @@ def test_figure_2_shows_most_gain_median_and_most_loss_by_the_rule_of_its_captio
     assert (truth != better).mean() < 0.1 * (truth != worse).mean()
 
 
-def test_figure_5_names_the_level_of_each_roi_by_the_configuration(pictured):
+def test_figure_5_shows_the_levels_of_the_configuration_and_of_the_objects(pictured):
     """At smoke and at the size of the paper's: boxes below 112 pixels come from P2."""
-    ((_, caption),) = drawn("5").values()
-    assert "come 100% from P2" in caption and "Table 5 cannot tell them apart" in caption
+    ((figure, caption),) = drawn("5").values()
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles[:2] == ["P2 to P5 by scale\nRoIAlign 14x14 or 28x28", "P2 alone\nRoIAlign 14x14 or 28x28"]
+    assert all("P5, stride 32" in [text.get_text() for text in panel.texts] for panel in figure.axes[:2])
+    ends = [{note.xy for note in panel.texts if hasattr(note, "xy")} for panel in figure.axes[:2]]
+    assert [len(places) for places in ends] == [4, 1]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["P2\n100%", "P3\n0%", "P4\n0%", "P5\n0%"]
+    assert caption.startswith("All 6 objects are small enough for P2")
     cfg = runs.Run("bmask_rcnn_p2p5_14", "paper", 0).cfg  # shorter side 600: boxes of 28 pixels become 262
-    assert roi_features._levels(cfg, pictured, 0) == ["p4", "p4"]
-    assert roi_features._levels(runs.Run("bmask_rcnn", "paper", 0).cfg, pictured, 0) == ["p2", "p2"]
+    assert set(roi_features.levels(cfg, pictured)) == {4}
+    assert set(roi_features.levels(runs.Run("bmask_rcnn", "paper", 0).cfg, pictured)) == {2}
 
 
 def test_figure_6_shows_the_same_objects_and_measures_all(pictured):
     parts = drawn("6", [0, 1])
-    assert list(parts) == ["figure6", "figure6_numbers", "figure6_surface"]
-    titles = [panel.get_title() for panel in parts["figure6"][0].axes][:6]
-    assert titles == ["image", "truth", "BCE", "weighted BCE", "Dice", "Dice-BCE"]
+    assert list(parts) == ["figure6", "figure6_numbers", "figure6_thickness"]
+    maps, caption = parts["figure6"]
+    titles = [panel.get_title() for panel in maps.axes][:6]
+    assert titles == ["image", "BCE", "weighted BCE", "Dice", "Dice-BCE", boundary_losses.UNDONE]
+    rows = [panel.get_ylabel() for panel in maps.axes if panel.get_ylabel()]
+    assert rows == ["a small object,\n28 px", "a typical one,\n29 px", "a large one,\n30 px"]
+    assert maps.axes[-1].get_xlabel() == "probability"
+    assert caption.startswith("Weighted BCE draws the thickest boundary (3.00 px)") and "BCE finds least" in caption
     figure, caption = parts["figure6_numbers"]
-    assert [panel.get_title() for panel in figure.axes] == ["thickness", "precision", "recall", "calibration"]
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == titles[2:]
+    assert [panel.get_title() for panel in figure.axes] == ["thickness", "precision", "recall"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == titles[1:5]
     thickness, recall = (
         {line.get_ydata()[0]: line.get_xdata()[0] for line in figure.axes[k].lines[:4]} for k in (0, 2)
     )
@@ -234,27 +279,39 @@ def test_figure_6_shows_the_same_objects_and_measures_all(pictured):
     assert recall == {0: 0, 1: 1, 2: 1, 3: 1}
 
 
-def test_the_loss_surface_is_lowest_without_a_shift_and_rises_with_thickness(pictured):
-    boundary = pictured.roi_boundaries[0]
-    figure = boundary_losses.loss_surface(boundary, confidence=0.9, reach=4)
-    _, dice, bce, last = figure.axes[:4]
-    for panel in (dice, bce):
-        surface = panel.images[0].get_array()
-        assert surface.shape == (9, 9) and surface.argmin() == 40
-    # BCE of the boundary itself: every pixel has a probability of 0.9 for what it is.
-    assert bce.images[0].get_array()[4, 4] == pytest.approx(-np.log(0.9))
-    size, rest = boundary.sum(), boundary.size - boundary.sum()
-    expected = 1 - (2 * 0.9 * size + 1) / (0.81 * size + 0.01 * rest + size + 1)
-    assert dice.images[0].get_array()[4, 4] == pytest.approx(expected, rel=1e-4)
-    assert all((np.diff(line.get_ydata()) > 0).all() for line in last.lines)
-    p = np.where(np.roll(boundary, 1, axis=1), 0.9, 0.1)
-    expected = 1 - (2 * p[boundary].sum() + 1) / ((p**2).sum() + size + 1)
-    assert dice.images[0].get_array()[4, 5] == pytest.approx(expected, rel=1e-4)
+def test_weighted_bce_is_lowest_where_the_inverse_of_the_formula_is_the_true_probability():
+    """2 in 10 pixels of the instance are boundary, and 3 in 10 of those that are given one probability."""
+    target = (torch.arange(100) < 20).float()
+    given = torch.linspace(0.01, 0.99, 981)
+    logits = torch.zeros(len(given), 100)
+    logits[:, 17:27] = torch.logit(given)[:, None]
+    costs = [float(weighted_bce_loss(x.view(1, 10, 10), target.view(1, 10, 10))) for x in logits]
+    best = float(given[np.argmin(costs)])
+    assert boundary_losses.without_weights(best, 0.2) == pytest.approx(0.3, abs=0.002)
+    assert boundary_losses.without_weights(0.5, 0.2) == pytest.approx(0.2)
+
+
+def test_figure_6_says_how_far_weighted_bce_is_off_and_that_its_formula_says_so(pictured):
+    figure, caption = drawn("6")["figure6_thickness"]
+    (panel,) = figure.axes
+    diagonal, formula, bce = panel.lines[:3]
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
+    assert np.interp(0.5, formula.get_xdata(), formula.get_ydata()) == pytest.approx(0.5)  # 10 of 20 pixels
+    assert list(bce.get_xdata()) == [0.1, 0.9] and list(bce.get_ydata()) == [0.2, 0.8]
+    assert caption.startswith("The weights of weighted BCE make it say 0.5 where 50% of the pixels are boundary")
+    assert "(measured: 50%)" in caption and "px thick instead of 3.00 px (BCE: – px)" in caption
 
 
 def test_figure_7b_shows_the_sobel_operator_of_the_predicted_mask(pictured):
     ((figure, _),) = drawn("7b").values()
-    assert [panel.get_title() for panel in figure.axes][:4] == ["image", "mask", "Sobel, x", "Sobel, y"]
+    titles = ["image", "predicted mask", "Sobel, x", "Sobel, y", "predicted boundary"]
+    assert [panel.get_title() for panel in figure.axes][:5] == titles
+    assert figure.axes[0].get_ylabel() == "a poor mask,\nIoU 1.00"
+    assert [panel.get_xlabel() for panel in figure.axes[-3:]] == [
+        "probability",
+        "response (an edge from 0 to 1 has 4)",
+        "probability",
+    ]
     mask, x = (figure.axes[k].images[0].get_array()[SIDE // 2] for k in (1, 2))
     assert mask.argmax() - x.argmax() in (0, 1) and x.max() == 4 == -x.min()
 
@@ -302,12 +359,12 @@ def test_the_controls_of_figure_6_redraw_what_is_below_them(output, pictured):
     complaint(lambda: boundary_losses.explore(figure, "smoke"), "Figure 6", "make reproduce-figure-6 PROFILE=smoke")
     figure.note_made("smoke", [0])
     top, *pictures = boundary_losses.explore(figure, "smoke").children
-    (image, place, confidence), pictures = top.children[0].children, [top.children[1], *pictures]
+    (image, place, threshold), pictures = top.children[0].children, [top.children[1], *pictures]
     assert (image.max, place.max) == (2, 1)
     before = [bytes(picture.value) for picture in pictures]
     assert all(value.startswith(b"\x89PNG") for value in before)
-    confidence.value = 0.6
-    assert [bytes(p.value) == old for p, old in zip(pictures, before)] == [True, True, False]
+    threshold.value = 0.6
+    assert [bytes(p.value) == old for p, old in zip(pictures, before)] == [True, False]
     place.value = 1
     image.value = 2
     assert all(bytes(picture.value) != old for picture, old in zip(pictures, before))

@@ -273,7 +273,7 @@ def numbers(profile: str) -> str:
 def answer(item: Item, profile: str) -> str:
     """What a table or figure answers, as Markdown: the verdicts of the claims that it is about, with their numbers.
 
-    Where there is no such claim, what the rows of the table gain, or the first sentence of the figure's caption.
+    Of a figure the first sentences of its captions as well; of a table without such a claim, what its rows gain.
     """
     folder = item.made_in(profile)
     with runs.as_shipped() if folder == runs.shipped(profile) else nullcontext():
@@ -286,12 +286,10 @@ def answer(item: Item, profile: str) -> str:
             beside = "" if paper is None else f" (the paper {_number(paper, metric)})"
             parts.append(f"{comparison.words}: {_interval(found, metric)}{beside}")
         said.append(f"**{claim.text}: {judged[0].verdict}.** {'; '.join(parts)}.")
-    if said:
-        return "\n\n".join(said)
     if isinstance(item, tables.Table):
-        return item.gains(profile, folder)
-    caption = item.written(folder)[0].read_text().split("** ", 1)[1]
-    return caption.split(". ", 1)[0] + "."
+        return "\n\n".join(said) or item.gains(profile, folder)
+    captions = (path.read_text().split("** ", 1)[1] for path in item.written(folder))
+    return "\n\n".join([*said, *(caption.split(". ", 1)[0] + "." for caption in captions)])
 
 
 def _interval(found: Found, metric: str) -> str:

@@ -29,6 +29,7 @@ COLOURS = {
     "sobel_mask_head": "#56B4E9",
 }
 OURS = COLOURS["bmask_rcnn"]
+CONTOUR = "#D55E00"  # of the truth, over a map of probabilities
 MARKERS = "os^Dv<>p"
 DASHES = ("", (4, 1.5), (3, 1, 1, 1), (1, 1))  # lengths of lines and gaps; seaborn's way to say them
 STYLE = {
@@ -52,15 +53,16 @@ Drawn = Dict[str, Tuple[Figure, str]]  # figure and caption, by the name of thei
 class Panel(NamedTuple):
     """One picture of :func:`pictures`.
 
-    background: (H, W, 3) uint8, or (H, W), in [0, 1] unless ``signed``. outlines: masks (H, W) and their colours. box:
-    x0 y0 x1 y1, drawn dotted. points: (P, 2), x and y.
+    background: (H, W, 3) uint8, or (H, W), in [0, 1], or with ``signed`` on a scale from -signed to signed. outlines:
+    masks (H, W) and their colours. contour: a mask (H, W) whose outline is drawn thin, so that the map below it is
+    seen. box: x0 y0 x1 y1, drawn dotted.
     """
 
     background: np.ndarray
     outlines: Sequence[Tuple[np.ndarray, str]] = ()
-    signed: bool = False
+    signed: float = 0
+    contour: Optional[np.ndarray] = None
     box: Optional[np.ndarray] = None
-    points: Optional[np.ndarray] = None
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -86,23 +88,40 @@ def draw_legend(figure: Figure, colours: Dict[str, str], note: str = "") -> None
 
 
 @framed
-def pictures(rows: Dict[str, Dict[str, Panel]], side: float = 0.9, legend: Dict[str, str] = {}) -> Figure:
+def pictures(
+    rows: Dict[str, Dict[str, Panel]],
+    side: float = 0.9,
+    legend: Dict[str, str] = {},
+    scales: Dict[Sequence[str], str] = {},
+) -> Figure:
     """Pictures in a grid.
 
     Args:
         rows: for each row and each column, by title, what to show.
         side: of one picture, in inches.
         legend: colours and what they stand for.
+        scales: columns that are beside each other, by title, that get a colour bar below them, and its label.
     """
     titles = list(next(iter(rows.values())))
-    figure = new_figure(side * len(titles) + 0.2, side * len(rows) + 0.35 + 0.2 * bool(legend))
-    panels = figure.subplots(len(rows), len(titles), squeeze=False)
+    figure = new_figure(side * len(titles) + 0.2, side * len(rows) + 0.35 + 0.2 * bool(legend) + 0.4 * bool(scales))
+    heights = [1] * len(rows) + [0.07] * bool(scales)
+    panels = figure.subplots(len(heights), len(titles), squeeze=False, height_ratios=heights)
     for panel, title in zip(panels[0], titles):
         panel.set_title(title, fontsize=7)
     for line, (label, row) in zip(panels, rows.items()):
         for panel, content in zip(line, row.values()):
             _show(panel, content)
         line[0].set_ylabel(label, fontsize=7)
+    for panel in panels[len(rows) :].flat:
+        panel.remove()  # for the scales, which are as wide as their columns
+    for columns, label in scales.items():
+        first, last = (titles.index(column) for column in (columns[0], columns[-1]))
+        place = figure.add_subplot(panels[0, 0].get_gridspec()[-1, first : last + 1])
+        image, signed = panels[0, first].images[0], next(iter(rows.values()))[columns[0]].signed
+        look = dict(extend="both" if signed else "neither", ticks=np.linspace(*image.get_clim(), 3))
+        bar = figure.colorbar(image, place, orientation="horizontal", **look)
+        bar.set_label(label, fontsize=7)
+        place.tick_params(labelsize=6, length=2)
     if legend:
         rim = [Stroke(linewidth=2.5, foreground="black"), Normal()]  # as the outlines have it
         look = [dict(color=c, linestyle=_dashes(c), label=text) for c, text in legend.items()]
@@ -118,33 +137,42 @@ def _dashes(colour: str) -> str:
 
 def _show(panel, content: Panel) -> None:
     height, width = content.background.shape[:2]
-    limit = np.abs(content.background).max() if content.signed else 1
-    colours, low = ("PuOr", -limit) if content.signed else ("gray_r", 0)
-    panel.imshow(content.background, cmap=colours, vmin=low, vmax=limit)
+    colours, low, high = ("cividis", -content.signed, content.signed) if content.signed else ("gray_r", 0, 1)
+    panel.imshow(content.background, cmap=colours, vmin=low, vmax=high)
     for mask, shade in content.outlines:
-        # Padded, so that the outline is closed where the image cuts the object.
-        x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
-        lines = contour_generator(x, y, np.pad(mask, 1).astype(float)).lines(0.5)
-        for colour, width_of_line in (("black", 1.8), (shade, 1)):  # seen on any background
-            # As lines they are simplified: a contour of matplotlib keeps each step of each pixel.
-            for line in lines:
-                panel.plot(*line.T, _dashes(colour), color=colour, linewidth=width_of_line)
+        _outline(panel, mask, (("black", 1.8), (shade, 1)))  # seen on any background
+    if content.contour is not None:
+        _outline(panel, content.contour, (("white", 1.4), (CONTOUR, 0.8)))
     if content.box is not None:
         x0, y0, x1, y1 = content.box - 0.5
         panel.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], ":", color="white", linewidth=1.5)
-    if content.points is not None:
-        panel.plot(*content.points.T, ".", color="white", markersize=1.2)
     panel.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _outline(panel, mask: np.ndarray, strokes: Sequence[Tuple[str, float]]) -> None:
+    """The outline of a mask (H, W), in each of these colours and widths, one over the other."""
+    # Padded, so that the outline is closed where the image cuts the object.
+    x, y = (np.arange(-1, side + 1) for side in mask.shape[::-1])
+    lines = contour_generator(x, y, np.pad(mask, 1).astype(float)).lines(0.5)
+    for colour, width in strokes:
+        # As lines they are simplified: a contour of matplotlib keeps each step of each pixel.
+        for line in lines:
+            panel.plot(*line.T, _dashes(colour), color=colour, linewidth=width)
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
     return (one & other).sum() / max((one | other).sum(), 1)
 
 
-def quantiles(values: np.ndarray, shares: Sequence[float]) -> List[Tuple[str, int]]:
-    """The objects at these quantiles of a value, and what they are called."""
+def spread(values: np.ndarray) -> List[int]:
+    """The objects at the 10th, 50th and 90th percentile of a value."""
     order = np.argsort(values, kind="stable")
-    return [(f"{100 * share:.0f}%", int(order[int(share * (len(order) - 1))])) for share in shares]
+    return [int(order[int(share * (len(order) - 1))]) for share in (0.1, 0.5, 0.9)]
+
+
+def sizes(boxes: np.ndarray) -> np.ndarray:
+    """(N,): the square root of the area of each box (N, 4), as detectron2 measures the size of a RoI."""
+    return np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
 
 
 def crop(images: Images, n: int) -> np.ndarray:
