@@ -270,6 +270,19 @@ def numbers(profile: str) -> str:
     return f"## The paper's claims\n\n{words}\n\n{table}" if lines else ""
 
 
+def headlines(profiles: Sequence[str]) -> str:
+    """In a line each, what profiles say of the first claims."""
+    judged, lines = {profile: judge(profile) for profile in profiles}, []
+    for claim in claims()[:2]:
+        said = [
+            f"`{profile}` {_interval(found[claim][0].found[0], claim.metrics[0])}: {found[claim][0].verdict}"
+            for profile, found in judged.items()
+            if found[claim][0].verdict != NONE
+        ]
+        lines.append(f"- **{claim.text}.** {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
 def answer(item: Item, profile: str) -> str:
     """What a table or figure answers, as Markdown: the verdicts of the claims that it is about, with their numbers.
 

@@ -23,12 +23,26 @@ SITE = {
     "html_theme": "furo",
     "html_title": "BMask R-CNN: a reproducible study",
     "html_show_sourcelink": False,
+    "html_show_copyright": False,
+    "html_static_path": ["_static"],
+    "html_css_files": ["report.css"],
     "html_copy_source": False,
     "nb_execution_mode": "off",
     "nb_render_markdown_format": "gfm",
     "nb_ipywidgets_js": {},  # would come from the network
     "suppress_warnings": ["mystnb.unknown_mime_type"],
 }
+
+
+CSS = """\
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 0.8rem; }
+.cards p { margin: 0; padding: 0.6rem; border: 1px solid var(--color-background-border); border-radius: 0.4rem; }
+.cards img { display: block; height: 7rem; width: 100%; object-fit: contain; background: white; }
+@media (max-width: 46em) {
+  table.docutils { font-size: 0.6rem; }
+  table.docutils td, table.docutils th { padding: 0.1rem 0.2rem; }
+}
+"""
 
 
 def named(name: str) -> Item:
@@ -161,13 +175,17 @@ def build(folder: Path) -> Path:
         with runs.as_shipped():
             for profile in shipped:
                 _write_profile(source / profile, profile, commits)
-            said = findings.text(shipped).replace("/figures/", "/")  # here a figure's page lies beside the tables'
+            said = findings.text(shipped)
+            index = [f"# {SITE['project']}", INTRODUCTION, findings.headlines(shipped), _cards(shipped)]
         for profile in local:
             _write_profile(source / "local" / profile, profile, commits)
         _write_commits(source / "commits.md", commits)
         names = [*shipped, *(f"local/{profile}" for profile in local)]
         pages = "\n".join([*(f"{name}/README" for name in names), "commits"])
-        write_bytes(source / "index.md", f"# {SITE['project']}\n\n{INTRODUCTION}\n{said}\n\n{_toctree(pages)}".encode())
+        # Here a figure's page lies beside those of the tables, and pictures below it.
+        said = said.replace("/figures/", "/")
+        write_bytes(source / "index.md", "\n\n".join([*index, said, _toctree(pages)]).encode())
+        write_bytes(source / "_static" / "report.css", CSS.encode())
         warnings = io.StringIO()
         with docutils_namespace():
             application = Sphinx(
@@ -185,6 +203,21 @@ INTRODUCTION = """\
 Tables and figures of the paper, made anew, beside the paper's own numbers. Each says from which runs it was made, and
 links to their configuration, their record and the commit of the code. Each has a notebook, shown as it was executed.
 """
+
+
+def _cards(profiles: Sequence[str]) -> str:
+    """A card for each table and figure, with its picture, of the first profile that has it; Figure 2 stands before."""
+    chosen = {item: profile for profile in reversed(profiles) for item in made(profile)}
+    order = [item for item in (*figures.known().values(), *tables.known().values()) if item in chosen]
+    cards, hero = [], ""
+    for item in order:
+        profile = chosen[item]
+        path = item.written(runs.results(profile))[0]
+        picture = f"![{item.label}]({profile}/{path.with_suffix('.png').relative_to(runs.results(profile))})"
+        if item.name == "figure-2":
+            hero = f"{picture}\n\n{path.read_text()}"
+        cards.append(f"[{picture} {item.heading}]({profile}/{item.stem}.md)")
+    return "\n\n".join([hero, '<div class="cards">', *cards, "</div>"])
 
 
 def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) -> None:
