@@ -270,6 +270,7 @@ def test_a_notebook_ends_with_one_sentence_when_it_is_stopped_or_its_input_is_wr
 @pytest.mark.parametrize(
     "name,parameters,shown",
     [
+        ("boundary_and_losses", ["iterations", "4"], "image/png"),
         ("index", ["profile", "smoke"], "text/html"),
         ("own_data", ["device", "cpu"], "image/png"),
         ("predict", ["profile", "smoke", "-p", "min_score", "0", "-p", "device", "cpu"], "image/png"),
