@@ -144,12 +144,12 @@ def test_a_figure_of_the_report_leads_to_notebook_configuration_record_and_commi
     for end in (f"{run.name}.json", f"{run.name}.yaml"):
         assert [link for link in links if link.endswith(end)]
     assert [link for link in links if "commits.html#commit-" in link]
-    assert "figure6_boundary_losses.html" in links
+    assert "notebooks/figure6_boundary_losses.html" in links
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
 @pytest.mark.parametrize(
-    "page", ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/table3_components"]
+    "page", ["index", "smoke/README", "local/smoke/table3", "smoke/figure6", "smoke/notebooks/table3_components"]
 )
 def test_the_report_opens_from_the_disk_without_a_console_message(site, tmp_path, page):
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]

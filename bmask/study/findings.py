@@ -3,9 +3,9 @@
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import yaml
@@ -59,21 +59,19 @@ class Comparison:
                 return round(float(first - sum(rest)), 1)
         return None
 
-    def find(self, profile: str, metric: str) -> Found:
+    def find(self, profile: str, metric: str, load: Optional[Callable] = None) -> Found:
         """What the records of a profile say of it, and with which seeds: those that all of its variants have.
+
+        Args:
+            load: gives the records of a variant of the profile, by seed; by default from where results are.
 
         Returns:
             None where there are no such records, or for ``thickness`` no predictions, or for ``time`` no measurement.
             The estimate has no error where the models are one, or their records have no resamples or other data.
         """
-        folder, records = runs.results(profile), {}
         if metric == "time":
-            return _time(list(self.signs), folder)
-        for variant in self.signs:
-            made = sorted((folder / "runs").glob(f"{variant}-seed*.json"))
-            seeds = sorted({int(path.stem.split("-seed")[1].split("-")[0]) for path in made})
-            found = {seed: runs.Run(variant, profile, seed).record(folder) for seed in seeds}
-            records[variant] = compare.without_failed(found)
+            return _time(list(self.signs), runs.results(profile))
+        records = {variant: (load or partial(_records, profile))(variant) for variant in self.signs}
         seeds = sorted(set.intersection(*(set(found) for found in records.values())))
         if metric == "thickness":
             return _thickness(list(self.signs), profile, seeds)
@@ -137,8 +135,9 @@ def judge(profile: str) -> Dict[Claim, List[Judged]]:
 
     Holm's correction is over the claims: those that AP and the like judge, and those in true boxes apart.
     """
+    load = cache(partial(_records, profile))  # once, for all that is compared with it
     found = {
-        claim: [Judged([comparison.find(profile, m) for comparison in claim.comparisons]) for m in claim.metrics]
+        claim: [Judged([comparison.find(profile, m, load) for comparison in claim.comparisons]) for m in claim.metrics]
         for claim in claims()
     }
     for k in range(2):
@@ -165,6 +164,14 @@ def _in_words(text: str, table: tables.Table) -> str:
     ours, base = ([row.variant for row in table.rows].index(variant) for variant in text.split(" vs "))
     names = table.rows[ours].name, table.rows[base].name
     return f"{names[0]}: row {ours + 1} over row {base + 1}" if names[0].startswith("+") else " over ".join(names)
+
+
+def _records(profile: str, variant: str) -> Dict[int, Dict]:
+    """Those with metrics, by seed."""
+    folder = runs.results(profile)
+    made = sorted((folder / "runs").glob(f"{variant}-seed*.json"))
+    seeds = sorted({int(path.stem.split("-seed")[1].split("-")[0]) for path in made})
+    return compare.without_failed({seed: runs.Run(variant, profile, seed).record(folder) for seed in seeds})
 
 
 def _time(variants: List[str], folder: Path) -> Found:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -182,8 +183,8 @@ def build(folder: Path) -> Path:
         _write_commits(source / "commits.md", commits)
         names = [*shipped, *(f"local/{profile}" for profile in local)]
         pages = "\n".join([*(f"{name}/README" for name in names), "commits"])
-        # Here a figure's page lies beside those of the tables, and pictures below it.
-        said = said.replace("/figures/", "/")
+        # Here a figure's page lies beside those of the tables, and notebooks below them.
+        said = re.sub(r"\(([\w-]+)/(\w+\.ipynb)\)", r"(\1/notebooks/\2)", said.replace("/figures/", "/"))
         write_bytes(source / "index.md", "\n\n".join([*index, said, _toctree(pages)]).encode())
         write_bytes(source / "_static" / "report.css", CSS.encode())
         warnings = io.StringIO()
@@ -230,9 +231,9 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             write_bytes(folder / path.relative_to(results), path.read_bytes())
         executed = results / item.notebook
         if executed.exists():
-            write_bytes(folder / executed.name, executed.read_bytes())
+            write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
             notebooks.append(executed.stem)
-            parts.append(f"[The notebook, as executed]({executed.name})")
+            parts.append(f"[The notebook, as executed](notebooks/{executed.name})")
         lines = ["| run | configuration | record | commit | device |", "| --- | --- | --- | --- | --- |"]
         for run in item.runs(profile, seeds):
             record = run.record()
@@ -250,7 +251,7 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             )
         parts += ["## Made from", "\n".join(lines)]
         write_bytes(folder / f"{item.stem}.md", ("\n\n".join(parts) + "\n").encode())
-    pages = "\n".join([*names, *notebooks])
+    pages = "\n".join([*names, *(f"notebooks/{name}" for name in notebooks)])
     where = "" if runs.PUBLISH else ", made here"
     parts = [f"# Profile `{profile}`{where}", tables.setting(profile), findings.numbers(profile), _toctree(pages)]
     write_bytes(folder / "README.md", "\n\n".join(filter(None, parts)).encode())
