@@ -278,14 +278,13 @@ def numbers(profile: str) -> str:
 
 
 def headlines(profiles: Sequence[str]) -> str:
-    """In a line each, what profiles say of the first claims."""
+    """In a line each, what profiles say of the claims that come first: their verdicts, with the number if it is one."""
     judged, lines = {profile: judge(profile) for profile in profiles}, []
-    for claim in claims()[:2]:
-        said = [
-            f"`{profile}` {_interval(found[claim][0].found[0], claim.metrics[0])}: {found[claim][0].verdict}"
-            for profile, found in judged.items()
-            if found[claim][0].verdict != NONE
-        ]
+    for claim in claims()[:3]:
+        said = []
+        for profile, found in judged.items():
+            number = f" {_interval(found[claim][0].found[0], claim.metrics[0])}" * (len(claim.comparisons) == 1)
+            said += [f"`{profile}`{number}: {found[claim][0].verdict}"] * (found[claim][0].verdict != NONE)
         lines.append(f"- **{claim.text}.** {'; '.join(said)}.")
     return "\n".join(lines)
 
