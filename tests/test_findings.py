@@ -176,7 +176,7 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     found = {row[0]: row[1:] for row in rows}
     assert found["| BMask R-CNN over Mask R-CNN"] == ["×1.08", "– |"]  # the last of this name: of times
     assert ["| BMask R-CNN over Mask R-CNN", "+1.5", "**+2.0** ≠ |"] in rows
-    assert found["| **BMask R-CNN gains (Tables 1 and 3)**"] == ["", "[holds](smoke/README.md) |"]
+    assert found["| **BMask R-CNN gains (Tables 1, 3)**"] == ["", "[holds](smoke/README.md) |"]
     assert "| + fusions: row 3 over row 2" in found
     numbers = findings.numbers("smoke")
     assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 [+1.9, +2.1], 3 seeds | – |" in numbers
