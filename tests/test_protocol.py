@@ -205,8 +205,8 @@ def carry_out(run, data):
     state = torch.load(run.folder / "checkpoint.pth", weights_only=True)
     assert state["iteration"] == 2 and len(state["losses"]) == 1
     terms = {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc", "iteration"}
-    boundary = {"loss_boundary"} if "bmask" in run.variant else set()
-    assert set(record["losses"]) == terms | boundary
+    further = {"bmask": "loss_boundary", "scoring": "loss_mask_iou", "pointrend": "loss_mask_point"}
+    assert set(record["losses"]) == terms | {name for part, name in further.items() if part in run.variant}
     assert len(record["metrics"]["segm"]["per_iou"]) == 10
     return record
 

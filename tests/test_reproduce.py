@@ -68,12 +68,13 @@ def test_everything_at_smoke_with_one_command(everything, bmask):
         assert written
         for path in written:
             assert path.with_suffix(".png").stat().st_size > 4_000
-            without_pictures = path.stem in ("curves", "figure1", "figure6_numbers", "figure7a")
+            drawn = ("curves", "figure1", "figure5", "figure6_numbers", "figure6_thickness", "figure7a")
+            without_pictures = path.stem in drawn
             assert path.with_suffix(".svg").exists() == without_pictures
             text = path.read_text()
             assert "not run" not in text and "failed" not in text and text.splitlines()[-1] in page
         assert_shown(results / item.notebook)
-        assert f"## {item.heading}\n" in page and f"({item.notebook})" in page
+        assert f"## {item.heading_in('smoke')}\n" in page and f"({item.notebook})" in page
     measured = json.loads((results / "cost.json").read_text())["systems"]
     assert tuple(measured) == cost.SYSTEMS == tuple(tables.named("8").variants)
     assert measured["mask_rcnn"]["ratio"] == 1 and all(m["peak_memory_mib"] > 100 for m in measured.values())

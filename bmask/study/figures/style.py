@@ -164,10 +164,10 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
     return (one & other).sum() / max((one | other).sum(), 1)
 
 
-def spread(values: np.ndarray) -> List[int]:
-    """The objects at the 10th, 50th and 90th percentile of a value."""
+def spread(values: np.ndarray, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> List[int]:
+    """The objects at these quantiles of a value."""
     order = np.argsort(values, kind="stable")
-    return [int(order[int(share * (len(order) - 1))]) for share in (0.1, 0.5, 0.9)]
+    return [int(order[int(share * (len(order) - 1))]) for share in shares]
 
 
 def sizes(boxes: np.ndarray) -> np.ndarray:
