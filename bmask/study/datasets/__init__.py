@@ -112,7 +112,7 @@ def locate(cfg, data: Optional[Path], output: Path) -> Dict[str, Split]:
     if coarseness:
         raise InputError(
             f"coarse annotations are made from the exact masks of the embedded shapes, and {name} has none: use "
-            "PROFILE=cpu or gpu"
+            "PROFILE=cpu or gpu_shapes"
         )
     if name == "own":
         if data:
