@@ -358,7 +358,9 @@ def test_the_controls_of_figure_6_redraw_what_is_below_them(output, pictured):
     figure = figures.named("6")
     complaint(lambda: boundary_losses.explore(figure, "smoke"), "Figure 6", "make reproduce-figure-6 PROFILE=smoke")
     figure.note_made("smoke", [0])
-    top, *pictures = boundary_losses.explore(figure, "smoke").children
+    explorer = boundary_losses.explore(figure, "smoke")
+    top, *pictures = explorer.children
+    assert explorer._repr_mimebundle_()["image/png"].startswith("iVBOR")  # a PNG, in base64
     (image, place, threshold), pictures = top.children[0].children, [top.children[1], *pictures]
     assert (image.max, place.max) == (2, 1)
     before = [bytes(picture.value) for picture in pictures]

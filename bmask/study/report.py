@@ -40,7 +40,7 @@ CSS = """\
 .cards p { margin: 0; padding: 0.6rem; border: 1px solid var(--color-background-border); border-radius: 0.4rem; }
 .cards img { display: block; height: 7rem; width: 100%; object-fit: contain; background: white; }
 @media (max-width: 46em) {
-  table.docutils { font-size: 0.6rem; }
+  table.docutils { font-size: 0.6rem; table-layout: fixed; overflow-wrap: anywhere; }
   table.docutils td, table.docutils th { padding: 0.1rem 0.2rem; }
 }
 """
@@ -231,7 +231,10 @@ def _write_profile(folder: Path, profile: str, commits: Dict[str, List[str]]) ->
             write_bytes(folder / path.relative_to(results), path.read_bytes())
         executed = results / item.notebook
         if executed.exists():
-            write_bytes(folder / "notebooks" / executed.name, executed.read_bytes())
+            content = json.loads(executed.read_text())
+            for output in (output for cell in content["cells"] for output in cell.get("outputs", [])):
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its picture stays
+            write_bytes(folder / "notebooks" / executed.name, json.dumps(content).encode())
             notebooks.append(executed.stem)
             parts.append(f"[The notebook, as executed](notebooks/{executed.name})")
         lines = ["| run | configuration | record | commit | device |", "| --- | --- | --- | --- | --- |"]

@@ -1,5 +1,6 @@
 """Fig. 6: what each boundary loss does to the boundary, and controls to look into it."""
 
+from base64 import b64encode
 from contextlib import nullcontext
 from itertools import product
 from typing import Dict, Sequence, Tuple
@@ -293,4 +294,10 @@ def explore(figure: Item, profile: str):
     for control in (image, place, threshold):
         control.observe(redraw, "value")
     redraw()
-    return widgets.VBox([widgets.HBox([widgets.VBox([image, place, threshold]), context]), maps])
+
+    class Explorer(widgets.VBox):
+        def _repr_mimebundle_(self, **options):
+            """Its picture as well, for where there is no kernel."""
+            return {**super()._repr_mimebundle_(**options), "image/png": b64encode(maps.value).decode()}
+
+    return Explorer([widgets.HBox([widgets.VBox([image, place, threshold]), context]), maps])
