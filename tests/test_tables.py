@@ -163,6 +163,13 @@ def test_the_figure_of_table_8_has_the_gain_over_the_time(records):
     assert lines["the paper"][2] == pytest.approx([63.7 / 59, 1.5])
 
 
+def test_the_figure_has_no_panel_of_what_no_record_has(records, monkeypatch):
+    drawn, chart = [], gains.chart
+    monkeypatch.setattr(gains, "chart", lambda *given: drawn.append(given[-1]) or chart(*given))
+    TABLE.write("smoke", [0, 1])
+    assert drawn == [["AP", "AP50", "AP75", "APb"]]  # without the IoU in true boxes
+
+
 def test_writing_again_leaves_the_same_files_alone(records, output):
     (path,) = TABLE.write("smoke", [0, 1])
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in path.parent.glob("table3*")}

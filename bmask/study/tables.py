@@ -245,6 +245,12 @@ class Table(Item):
     def write(self, profile: str, seeds: List[int]) -> List[Path]:
         found = self.frames(profile, seeds)
         (path,) = self.written(runs.results(profile))
+        (_, content), *others = found.items()
+        for source, frame in others:
+            content = content.join(frame[[*_measured(frame)]].add_prefix(f"{source} "))
+        names = "|".join(metric for _, metrics, _ in FURTHER for metric in metrics)
+        further = content.filter(regex=rf"\bd?({names})\b")
+        content = content.drop(columns=further.columns[further.isna().all()]).round(4)
         text, title = self.to_markdown(profile, found), self.heading_in(profile)
         if self.cost:
             folders = {"here": runs.results(profile), "shipped": runs.shipped(profile)}
@@ -252,14 +258,8 @@ class Table(Item):
             text += "\n" + cost.to_markdown(costs, [row.name for row in self.rows], [row.words for row in self.rows])
             drawing = gains.against_time(found, costs, self.rows, title)
         else:
-            drawn = [m for m in (*self.metrics, "IoU") if m in list(found.values())[0] and m not in NOT_DRAWN]
+            drawn = [m for m in (*self.metrics, "IoU") if m in content and m not in NOT_DRAWN]
             drawing = gains.chart(found, self.rows, title, drawn)
-        (_, content), *others = found.items()
-        for source, frame in others:
-            content = content.join(frame[[*_measured(frame)]].add_prefix(f"{source} "))
-        names = "|".join(metric for _, metrics, _ in FURTHER for metric in metrics)
-        further = content.filter(regex=rf"\bd?({names})\b")
-        content = content.drop(columns=further.columns[further.isna().all()]).round(4)
         write_bytes(path.with_suffix(".csv"), content.to_csv(index=False).encode())
         write_bytes(path, text.encode())
         style.save(drawing, path.with_suffix(".png"))
