@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from . import compare, figures, predictions, runs, stats, tables
+from . import compare, predictions, runs, stats, tables
 from .config import EXPERIMENTS
 from .files import write_bytes
 from .items import Item
@@ -150,8 +150,7 @@ def judge(profile: str) -> Dict[Claim, List[Judged]]:
 @cache
 def claims() -> List[Claim]:
     """Those of ``experiments/claims.yaml``."""
-    items = {item.name: item for item in (*tables.known().values(), *figures.known().values())}
-    found = []
+    items, found = tables.items(), []
     for info in yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text()):
         shown = items[info["shown"]]
         texts = [next(iter(c.items())) if isinstance(c, dict) else (c, _in_words(c, shown)) for c in info["compare"]]
@@ -283,8 +282,10 @@ def headlines(profiles: Sequence[str]) -> str:
     for claim in claims()[:3]:
         said = []
         for profile, found in judged.items():
-            number = f" {_interval(found[claim][0].found[0], claim.metrics[0])}" * (len(claim.comparisons) == 1)
-            said += [f"`{profile}`{number}: {found[claim][0].verdict}"] * (found[claim][0].verdict != NONE)
+            by_ap = found[claim][0]
+            if by_ap.verdict != NONE:
+                number = f" {_interval(by_ap.found[0], claim.metrics[0])}" if len(by_ap.found) == 1 else ""
+                said.append(f"`{profile}`{number}: {by_ap.verdict}")
         lines.append(f"- **{claim.text}.** {'; '.join(said)}.")
     return "\n".join(lines)
 

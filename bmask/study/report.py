@@ -56,7 +56,7 @@ def wanted(names: List[str], profile: str) -> List[Item]:
     """The same for several, or for "all": the tables, and the figures that the profile's data can give."""
     if names != ["all"]:
         return [named(name) for name in names]
-    return [item for item in (*tables.known().values(), *figures.known().values()) if item.fits(profile)]
+    return [item for item in tables.items().values() if item.fits(profile)]
 
 
 def made(profile: str) -> Dict[Item, List[int]]:

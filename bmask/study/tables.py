@@ -11,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..errors import InputError
-from . import compare, config, cost, runs
+from . import compare, config, cost, figures, runs
 from .config import EXPERIMENTS, pick
 from .figures import gains, style
 from .files import write_bytes
@@ -275,6 +275,11 @@ def known() -> Dict[str, Table]:
     """Every table of ``experiments/tables.yaml``, by its number or name."""
     content = yaml.safe_load((EXPERIMENTS / "tables.yaml").read_text())
     return {number: _load(number, **info) for number, info in content.items()}
+
+
+def items() -> Dict[str, Item]:
+    """Every table and figure, by what a reader calls it."""
+    return {item.name: item for item in (*known().values(), *figures.known().values())}
 
 
 def named(number: str) -> Table:

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from .. import compare, stats
 from ..config import EXPERIMENTS
 from ..runs import Run
-from .style import COLOURS, PAGE, PAPER, Drawn, new_figure, styled
+from .style import COLOURS, PAGE, PAPER, SYSTEMS, Drawn, new_figure, styled
 
-NAMES = BASE, OURS = "Mask R-CNN", "BMask R-CNN"
+BASE, OURS = SYSTEMS.values()
 
 
 def draw(shown: List[Run], _) -> Drawn:
@@ -19,7 +19,7 @@ def draw(shown: List[Run], _) -> Drawn:
     lines = [
         {"panel": panel, "variant": name, "seed": seed, "iou": float(iou), "AP": ap}
         for panel, kind in (("masks", "segm"), ("boundaries (Boundary AP)", "boundary"))
-        for name, by_seed in zip(NAMES, records)
+        for name, by_seed in zip(SYSTEMS.values(), records)
         for seed, record in by_seed.items()
         for iou, ap in record["metrics"][kind]["per_iou"].items()
     ]
@@ -55,13 +55,13 @@ def _plot(curves: pd.DataFrame, paper: pd.DataFrame) -> Figure:
     for k, title in enumerate(titles):
         above, below = panels[:, k]
         here = curves[curves["panel"] == title]
-        for name in NAMES:
+        for name in look:
             _line(above, here[here["variant"] == name], "AP", *look[name], name)
         below.axhline(0, color="0.4", linewidth=1)
         _line(below, gain[gain["panel"] == title], "gain", "0.1", "o", "-", "gain")
         above.set(title=title, ylabel="AP (%)")
         below.set(xlabel="IoU threshold", ylabel="gain (AP points)")
-    for name, column in zip(NAMES, ("mask_rcnn", "bmask_rcnn")):
+    for column, name in SYSTEMS.items():
         colour, marker, _ = look[name]
         hollow = dict(linestyle="", fillstyle="none", label=f"{name}, the paper")
         panels[0, 0].plot(paper["iou"], paper[column], marker, color=colour, **hollow)

@@ -8,9 +8,22 @@ from matplotlib.figure import Figure
 
 from .. import compare, predictions, stats
 from ..runs import Run
-from .style import COLOURS, COLUMN, OURS, PAGE, PAPER, Drawn, Panel, crop, iou, new_figure, pictures, spread, styled
-
-SYSTEMS = {"mask_rcnn": "Mask R-CNN", "bmask_rcnn": "BMask R-CNN"}
+from .style import (
+    COLOURS,
+    COLUMN,
+    OURS,
+    PAGE,
+    PAPER,
+    SYSTEMS,
+    Drawn,
+    Panel,
+    crop,
+    iou,
+    new_figure,
+    pictures,
+    spread,
+    styled,
+)
 
 
 def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:

@@ -14,9 +14,8 @@ from .. import predictions
 from ..paste import strongest_boundaries
 from ..predictions import Images, Predictions
 from ..runs import Run
-from .style import COLOURS, OURS, TRUTH, Drawn, Panel, iou, pictures
+from .style import COLOURS, OURS, SYSTEMS, TRUTH, Drawn, Panel, iou, pictures
 
-NAMES = {"mask_rcnn": "Mask R-CNN", "bmask_rcnn": "BMask R-CNN"}
 FILLS = [to_rgb(colour) for colour in ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")]
 VIEW, FINE = 1.6, 320  # of an object: the side by that of its box, and the pixels that it is drawn with
 ENLARGED = 0.4  # of a view
@@ -31,7 +30,7 @@ def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
     chosen = {"largest gain": order[-1], "median": order[len(order) // 2], "largest loss": order[0]}
     for words, n in chosen.items():
         rows[f"{words}:\n{change[n]:+.0f} points of IoU"] = _row(images, found, n)
-    (first, base), (second, ours) = ((NAMES[v], 100 * ious[v].mean()) for v in found)
+    (first, base), (second, ours) = ((SYSTEMS[v], 100 * ious[v].mean()) for v in found)
     gains = (change > 0).mean()
     caption = (
         f"In their true boxes {100 * gains:.0f}% of {len(change)} objects have a better mask by {second} than by "
@@ -41,7 +40,7 @@ def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
     )
     credits = [images.credits[images.image_of[n]] for n in chosen.values()]
     caption += f" Photographs: {'; '.join(credits)}." if all(credits) else ""
-    legend = {TRUTH: "truth", **{COLOURS[v]: name for v, name in NAMES.items()}}
+    legend = {TRUTH: "truth", **{COLOURS[v]: name for v, name in SYSTEMS.items()}}
     return {"figure2": (pictures(rows, side=1.8, legend=legend), caption)}
 
 
@@ -61,7 +60,7 @@ def _row(images: Images, found: Dict[str, np.ndarray], n: int) -> Dict[str, Pane
     boxes = scale * (images.boxes[inside] - np.tile(start, 2))
     true = [cv2.resize(images.masks[m][view].astype(np.float32), (width, height)) > 0.5 for m in inside]
     masks = {"truth": true}
-    for variant, name in NAMES.items():
+    for variant, name in SYSTEMS.items():
         given = torch.from_numpy(found[variant][inside]), Boxes(torch.from_numpy(boxes).float())
         masks[name] = paste_masks_in_image(*given, size).numpy()
     row = {name: Panel(_filled(fine, shown)) for name, shown in masks.items()}
@@ -71,7 +70,7 @@ def _row(images: Images, found: Dict[str, np.ndarray], n: int) -> Dict[str, Pane
     enlarged = round(ENLARGED * FINE)
     _, _, _, (x, y) = cv2.minMaxLoc(cv2.boxFilter(apart, -1, (enlarged, enlarged), borderType=cv2.BORDER_CONSTANT))
     part = _window(x, y, enlarged, size)
-    colours = (TRUTH, *(COLOURS[v] for v in NAMES))
+    colours = (TRUTH, *(COLOURS[v] for v in SYSTEMS))
     row["enlarged"] = Panel(fine[part], [(mask[part], c) for mask, c in zip(own.values(), colours)])
     return row
 

@@ -29,6 +29,7 @@ COLOURS = {
     "sobel_mask_head": "#56B4E9",
 }
 OURS = COLOURS["bmask_rcnn"]
+SYSTEMS = {"mask_rcnn": "Mask R-CNN", "bmask_rcnn": "BMask R-CNN"}
 CONTOUR = "#D55E00"  # of the truth, over a map of probabilities
 MARKERS = "os^Dv<>p"
 DASHES = ("", (4, 1.5), (3, 1, 1, 1), (1, 1))  # lengths of lines and gaps; seaborn's way to say them
@@ -77,13 +78,12 @@ def draw_lines(panel, frame: pd.DataFrame, x: str, y: str, colours: Dict[str, st
     sns.lineplot(frame, x=x, y=y, hue="variant", style="variant", errorbar=("pi", 100), ax=panel, **look)
 
 
-def draw_legend(figure: Figure, colours: Dict[str, str], note: str = "") -> None:
+def draw_legend(figure: Figure, colours: Dict[str, str]) -> None:
     """A legend below the figure of what :func:`draw_lines` has drawn."""
     handles = []
     for k, (name, colour) in enumerate(colours.items()):
         marker, dashes = MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)] or (1, 0)
         handles.append(Line2D([], [], color=colour, marker=marker, dashes=dashes, label=name))
-    handles += [Line2D([], [], linestyle="", label=note)] if note else []
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
