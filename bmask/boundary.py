@@ -19,10 +19,14 @@ def boundary_targets(masks: torch.Tensor, threshold: float = 0.0) -> torch.Tenso
     Returns:
         (R, H, W) float32 tensor of 0 and 1 on the device of ``masks``.
     """
-    laplacian = masks.new_full((1, 1, 3, 3), -1, dtype=torch.float32)
-    laplacian[0, 0, 1, 1] = 8
-    response = F.conv2d(masks[:, None].float(), laplacian, padding=1)
-    return (response[:, 0] > threshold).float()
+    return (laplacian(masks) > threshold).float()
+
+
+def laplacian(masks: torch.Tensor) -> torch.Tensor:
+    """The response of masks (R, H, W) to the Laplacian operator, (R, H, W), float32; beyond them is background."""
+    operator = masks.new_full((1, 1, 3, 3), -1, dtype=torch.float32)
+    operator[0, 0, 1, 1] = 8
+    return F.conv2d(masks[:, None].float(), operator, padding=1)[:, 0]
 
 
 def sobel(maps: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """Fig. 4: the head, drawn from the model into ``docs/head.png`` by ``python -m bmask.study.figures.architecture``."""
 
-from typing import Dict, Tuple
+from typing import Dict, Sequence, Tuple
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import nn
+from torch.nn import functional as F
 
+from ...head import BoundaryPreservingHead
 from .. import cost
 from ..config import REPOSITORY
 from .style import COLOURS, OURS, PAGE, framed, new_figure, save
@@ -28,21 +31,38 @@ BLOCKS = {
 }
 
 
-def described() -> Tuple[Dict[str, str], Dict[str, Tuple[int, ...]]]:
-    """What each layer of :data:`BLOCKS` is, and the sides of what goes in and out, at the paper's sizes."""
-    head, (r_m, r_b) = cost.mask_head("bmask_rcnn", rois=1)
-    sides = {"R_m": r_m.shape[-1], "R_b": r_b.shape[-1]}
+class Whole(nn.Module):
+    """All layers of the head after RoIAlign: from R_m and R_b to the logits of masks and boundaries of all classes."""
 
-    def note(name):
-        return lambda layer, _, output: sides.update({name: output.shape[-1]})
+    def __init__(self, head: BoundaryPreservingHead):
+        super().__init__()
+        self.head = head
 
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in head.named_modules() if name]
-    with torch.no_grad():
-        f_m, f_b = head.layers(r_m, r_b)
-        for branch, features in (("mask", f_m), ("boundary", f_b)):
-            getattr(head, f"{branch}_predictor")(getattr(head, f"{branch}_deconv")(features))
+    def forward(self, r_m: torch.Tensor, r_b: torch.Tensor):
+        f_m, f_b = self.head.layers(r_m, r_b)
+        masks = self.head.mask_predictor(F.relu(self.head.mask_deconv(f_m)))
+        return masks, self.head.boundary_predictor(F.relu(self.head.boundary_deconv(f_b)))
+
+
+@torch.no_grad()
+def outputs(head: BoundaryPreservingHead, rois: Sequence[torch.Tensor]) -> Dict[str, torch.Size]:
+    """The shape of what each layer makes of R_m and R_b."""
+    shapes = {}
+    hooks = [
+        layer.register_forward_hook(lambda *run, name=name: shapes.update({name: run[-1].shape}))
+        for name, layer in head.named_children()
+    ]
+    Whole(head)(*rois)
     for hook in hooks:
         hook.remove()
+    return shapes
+
+
+def described() -> Tuple[Dict[str, str], Dict[str, int]]:
+    """What each layer of :data:`BLOCKS` is, and the sides of what goes in and out, at the paper's sizes."""
+    head, rois = cost.mask_head("bmask_rcnn", rois=1)
+    sides = {name: shape[-1] for name, shape in outputs(head, rois).items()}
+    sides |= {name: features.shape[-1] for name, features in zip(("R_m", "R_b"), rois)}
     words = {}
     for block in BLOCKS:
         stem, _, last = block.partition("1..")
