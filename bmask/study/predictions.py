@@ -278,8 +278,7 @@ def _predict(
         if shown:
             kept.append(predicted)
             if coarse and "masks" in parts:
-                masks = np.array([mask for _, mask in true_boxes.objects(coarse, image)])
-                annotated.append(true_boxes.in_rois(masks, boxes))
+                annotated.append(true_boxes.annotated_in_rois(coarse, image, boxes))
         if boundaries and "quality" in parts:
             exact = true_boxes.in_rois(np.array([mask for _, mask in objects]), boxes)
             targets = boundary_targets(torch.from_numpy(exact))

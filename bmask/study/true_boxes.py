@@ -41,6 +41,11 @@ def in_rois(masks: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return BitMasks(torch.from_numpy(masks)).crop_and_resize(torch.from_numpy(boxes), SIDE).numpy()
 
 
+def annotated_in_rois(truth: COCO, image: Dict, boxes: np.ndarray) -> np.ndarray:
+    """The masks of an image's objects in an instance file, in boxes (R, 4): (R, 28, 28), bool."""
+    return in_rois(np.array([mask for _, mask in objects(truth, image)]), boxes)
+
+
 def predict(cfg: CfgNode, model: torch.nn.Module, image: Dict, inputs: Dict, annotations: List[Dict]) -> Instances:
     """What the mask head says of these objects of an image, with the probabilities in their boxes as ``pred_masks``.
 
@@ -91,7 +96,7 @@ def measure(
             boxes = np.array([corners(annotation) for annotation in annotations])
             exact = in_rois(np.array(masks), boxes)
             if coarse:
-                drawn.append(torch.from_numpy(in_rois(np.array([mask for _, mask in objects(coarse, image)]), boxes)))
+                drawn.append(torch.from_numpy(annotated_in_rois(coarse, image, boxes)))
             # PointRend's masks are finer.
             probabilities = F.adaptive_avg_pool2d(predicted.pred_masks.float(), SIDE)[:, 0]
             found.append((np.full(len(shown), k), probabilities, torch.from_numpy(exact), overlaps(predicted)))
