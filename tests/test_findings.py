@@ -182,6 +182,15 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 [+1.9, +2.1], 3 seeds | – |" in numbers
 
 
+def test_one_seed_has_numbers_on_the_page_and_no_verdict(output):
+    publish("mask_rcnn", 0, 0)
+    publish("bmask_rcnn", 0, 2)
+    tables.named("3").note_made("smoke", [0])
+    rows = [line for line in findings.write().read_text().splitlines() if line.startswith("|")]
+    assert rows[0] == "| | paper | [smoke](smoke/README.md) |" and {row.count("|") for row in rows} == {4}
+    assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 |" in rows and not any("holds" in row for row in rows)
+
+
 def test_the_shipped_overview_fits_a_screen_and_its_links_lead_somewhere():
     with runs.as_shipped():
         text = findings.overview(runs.profiles(runs.shipped()))

@@ -200,10 +200,12 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Found:
 def overview(profiles: Sequence[str]) -> str:
     """The claims with a verdict for each profile, and below each its comparisons: the paper's number and ours.
 
-    A verdict links to its table or figure, and its notebook. Profiles without any verdict are left out.
+    A verdict links to its table or figure, and its notebook. Profiles without any verdict are left out, where others
+    have one.
     """
-    judged = {profile: judge(profile) for profile in profiles}
-    judged = {p: found for p, found in judged.items() if any(j.verdict != NONE for js in found.values() for j in js)}
+    every = {profile: judge(profile) for profile in profiles}
+    judged = {p: found for p, found in every.items() if any(j.verdict != NONE for js in found.values() for j in js)}
+    judged = judged or every
     lines = ["| | paper | " + " | ".join(f"[{_short(profile)}]({profile}/README.md)" for profile in judged) + " |"]
     lines.append("| --- | --- |" + " --- |" * len(judged))
     for claim in claims():
