@@ -117,3 +117,16 @@ def test_predictions_of_a_run_that_was_not_trained_here_are_not_made_up(here, tm
     other = runs.Run("bmask_rcnn", "smoke", 0)
     with pytest.raises(InputError, match="was not trained here"):
         predictions.ensure({other: PARTS}, CPU)
+
+
+def test_figures_show_pictures_that_may_be_passed_on_and_say_whose_they_are(tmp_path):
+    def credits(*images):
+        content = {"images": [{"id": k, **image} for k, image in enumerate(images)]}
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        return predictions._credits(tmp_path / "truth.json")
+
+    free, other = {"flickr_url": "http://a", "license": 4}, {"flickr_url": "http://b", "license": 3}
+    unnamed = {"flickr_url": "http://c"}
+    assert credits(other, free, unnamed) == {1: "http://a (CC BY 2.0)"}
+    assert credits({}, {"license": 3}) == {0: "", 1: ""}  # data of one's own
+    assert credits(other, unnamed) == {0: "", 1: ""}  # none may: the results of a reader show them

@@ -206,13 +206,17 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
 
 
 def _credits(json_file: Path) -> Dict[int, str]:
-    """For each image that a figure may show whose it is and by which licence, or "" where the data do not say."""
+    """For each image that a figure may show whose it is and by which licence, or "" where the data do not say.
+
+    Where none may be passed on, all: in results of one's own they may be seen.
+    """
     images = json.loads(json_file.read_text())["images"]
-    return {
-        image["id"]: f"{image['flickr_url']} ({LICENCES[image['license']]})" if "flickr_url" in image else ""
+    free = {
+        image["id"]: f"{image['flickr_url']} ({LICENCES[image['license']]})" if image.get("flickr_url") else ""
         for image in images
-        if "flickr_url" not in image or image["license"] in LICENCES
+        if not image.get("flickr_url") or image.get("license") in LICENCES
     }
+    return free or {image["id"]: "" for image in images}
 
 
 def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict], credits: Dict[int, str]) -> Images:
