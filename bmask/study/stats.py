@@ -63,7 +63,7 @@ class Estimate(NamedTuple):
 
         The level of the interval that ends at zero, where half its width is sqrt(z^2 of_images + t^2 of_seeds), with a
         normal and a Student's t quantile. Far out, where a correction for many tests looks, Satterthwaite's freedom is
-        too high. This interval is never too narrow, and at 95% often too wide.
+        too high. This interval errs on the careful side: at 95% it is often too wide.
         """
         if np.isnan(self.of_images):
             return float("nan")
