@@ -30,7 +30,7 @@ LAB = "$(or $(BMASK_OUTPUT),.)/results/local/notebooks"
 quoted = '$(subst ','\'',$(1))'
 FLAGS = --profile=$(call quoted,$(PROFILE)) --device=$(call quoted,$(DEVICE)) $(if $(DATA),--data=$(call quoted,$(DATA)))
 RUN_FLAGS = $(FLAGS) --seeds=$(call quoted,$(SEEDS)) --num-gpus=$(call quoted,$(NUM_GPUS)) \
-  --accumulate=$(call quoted,$(ACCUMULATE)) --jobs=$(call quoted,$(JOBS)) $(if $(REUSE),--reuse) \
+  --accumulate=$(call quoted,$(ACCUMULATE)) --jobs=$(call quoted,$(JOBS)) $(if $(filter-out 0,$(REUSE)),--reuse) \
   --launcher=$(call quoted,$(LAUNCHER)) $(if $(SLURM),--slurm $(SLURM))
 
 .PHONY: help setup test lab report verify-results benchmark clean submission-coco submission-cityscapes

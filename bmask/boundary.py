@@ -58,7 +58,7 @@ def enclosed(boundaries: torch.Tensor) -> torch.Tensor:
         (R, H, W), in [0, 1].
     """
     inside = torch.ones_like(boundaries)
-    while len(boundaries):
+    for _ in range(boundaries[0].numel() if len(boundaries) else 0):  # at most: with NaN nothing is ever equal
         # The outside, 0, comes in from beyond the border, one pixel further each time.
         weakest_neighbour = -F.max_pool2d(F.pad(-inside, (1, 1, 1, 1)), kernel_size=3, stride=1)
         held = torch.maximum(boundaries, weakest_neighbour)

@@ -27,7 +27,7 @@ def default_config() -> CN:
 
 
 def add_bmask_config(cfg: CN) -> None:
-    """Add the keys of the mask heads and of HRNet. The defaults are the paper's.
+    """Add the keys of the mask heads and of the backbones. The defaults are the paper's.
 
     In a detectron2 project, one line of YAML under ``MODEL`` then switches the head on::
 

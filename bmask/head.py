@@ -178,7 +178,7 @@ class BoundaryPreservingHead(JointHead, nn.Module):
     def layers(self, mask: torch.Tensor, boundary: torch.Tensor, with_boundary: bool = True):
         """From R_m and R_b to what the predictors see of both branches, (R, D, M, M): what Table 8 counts.
 
-        Without ``with_boundary`` the boundary's is None, and not computed where the mask does not depend on it.
+        Without ``with_boundary`` the second is not to be used: it is computed only where the mask depends on it.
         """
         for layer in self.mask_fcns:
             mask = layer(mask)

@@ -1,4 +1,4 @@
-"""The MaskIoU head of Mask Scoring R-CNN (Huang et al., CVPR 2019), for any mask head of :mod:`bmask.heads` (Table 2).
+"""The MaskIoU head of Mask Scoring R-CNN (Huang et al., CVPR 2019), for any :class:`bmask.joint.JointHead` (Table 2).
 
 The score of a detection says how sure its class is, not how good its mask is. This head predicts the IoU of a mask
 with the truth; at inference the product of both, ``mask_scores``, ranks the masks.

@@ -245,6 +245,13 @@ class _Array:
         self.__init__(shape, number, data, "F" if fortran else "C")
 
 
+def _from_buffer(data, number, shape, order, axes=None):
+    """What protocol 5 calls: of an array whose axes are swapped, with order "K", that of the memory, and the axes."""
+    found = _Array(shape, number, data, "C" if order == "K" else order)
+    found.values = found.values.transpose(axes) if order == "K" else found.values
+    return found
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows plain containers and arrays of numbers, in the pickles of numpy 1 and 2, and nothing else."""
 
@@ -260,7 +267,7 @@ class _Unpickler(pickle.Unpickler):
         for core in ("numpy.core", "numpy._core"):
             known[f"{core}.multiarray._reconstruct"] = lambda *_: _Array()
             known[f"{core}.multiarray.scalar"] = lambda number, data: _Array((), number, data)
-            known[f"{core}.numeric._frombuffer"] = lambda data, number, shape, order: _Array(shape, number, data, order)
+            known[f"{core}.numeric._frombuffer"] = _from_buffer
         if f"{module}.{name}" not in known:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return known[f"{module}.{name}"]

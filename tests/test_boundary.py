@@ -53,7 +53,7 @@ def test_sobel_matches_a_hand_worked_case():
 
 
 def test_sobel_y_is_sobel_x_of_the_turned_map():
-    maps = torch.rand(2, 5, 7)
+    maps = torch.rand(2, 5, 7, dtype=torch.float64)
     assert torch.allclose(sobel(maps)[:, 1], sobel(maps.transpose(1, 2))[:, 0].transpose(1, 2))
 
 

@@ -110,6 +110,9 @@ def test_gains_on_coarse_and_on_precise_truth_stand_side_by_side(output):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["mask IoU", "boundary F", "AP"]
     assert [list(line.get_xdata()) for line in figure.axes[0].lines[1:]] == [[2, 2, 2], [6, 6, 2]]
     assert "coarse: mask IoU +2.0 [+2.0, +2.0]" in caption and "precise: mask IoU +6.0 [+6.0, +6.0]" in caption
+    for system in ("mask_rcnn", "bmask_rcnn"):
+        publish(system, 0, 30)
+    assert "precise: not measured" in drawn("precise")["precise"][1]
     fitting = [p for p in config.available("profile") if figures.named("precise").fits(p)]
     assert "coco_person" in fitting and not {"cpu", "nuclei"} & {*fitting}
 
@@ -119,6 +122,13 @@ def test_no_panel_of_training_curves_is_left_empty(output):
     publish("mask_rcnn", 0, 30, losses=losses)
     figure, _ = training_curves.curves_of([runs.Run("mask_rcnn", "smoke", 0)])
     assert len(figure.axes) == 7  # of eight places
+
+
+def test_training_curves_of_more_variants_than_there_are_markers(output):
+    shown = [runs.Run(variant, "smoke", 0) for variant in config.available("variant")[: len(style.MARKERS) + 2]]
+    for run in shown:
+        publish(run.variant, 0, 30)
+    assert len(training_curves.curves_of(shown)[0].axes[2].lines) == len(shown)
 
 
 def publish_coarse(finer=None):

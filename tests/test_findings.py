@@ -54,6 +54,13 @@ def test_a_verdict_is_what_is_left_after_the_correction(output, monkeypatch):
     assert judged(monkeypatch, weak, *others)[weak][0].verdict == "open"
 
 
+def test_another_second_test_set_tells_no_difference_on_it():
+    first, second = ({"data_fingerprint": "a", "second_fingerprint": k} for k in "bc")
+    assert findings.compare.same_data([first, second], "AP") and not findings.compare.same_data(
+        [first, second], "IoU_second"
+    )
+
+
 def test_what_is_judged_in_true_boxes_is_corrected_apart(output, monkeypatch):
     for seed in (0, 1, 2):
         publish("mask_rcnn", seed, 0)
@@ -175,7 +182,7 @@ def test_the_page_says_what_differs_first_and_has_a_row_for_each_comparison(outp
     assert len(rows) == 2 + len(claims) + sum(len(claim.comparisons) for claim in claims)
     found = {row[0]: row[1:] for row in rows}
     assert found["| BMask R-CNN over Mask R-CNN"] == ["×1.08", "– |"]  # the last of this name: of times
-    assert ["| BMask R-CNN over Mask R-CNN", "+1.5", "**+2.0** ≠ |"] in rows
+    assert ["| BMask R-CNN over Mask R-CNN", "+1.5", "**+2.0**\u00a0≠ |"] in rows
     assert found["| **BMask R-CNN gains (Tables 1, 3)**"] == ["", "[holds](smoke/README.md) |"]
     assert "| + fusions: row 3 over row 2" in found
     numbers = findings.numbers("smoke")

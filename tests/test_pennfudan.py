@@ -129,6 +129,9 @@ def test_another_source_is_one_sentence(authors, prepared, tmp_path):
     (prepared / "instances_train.json").write_text(content.replace("PennPed00002.jpg", "dog.jpg"))
     complaint(lambda: pennfudan.convert(prepared, tmp_path / "out"), "dog.jpg, which is no image of Penn-Fudan")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    complaint(lambda: pennfudan.convert(authors, tmp_path / "mine"), "mine is there already", "name another folder")
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -136,7 +139,7 @@ def test_the_command_takes_a_source_or_downloads_it(authors, output, monkeypatch
     archive = zipped(authors)
     monkeypatch.setattr(pennfudan, "URL", archive.as_uri())
     assert main(["prepare-pennfudan", *(["--source", str(archive)] if named else [])]) == 0
-    assert "tested on data/pennfudan" in capsys.readouterr().out
+    assert "is tested on it as well" in capsys.readouterr().out
     assert (output / "data/pennfudan/instances.json").exists()
     assert (output / "data/pennfudan.zip").exists() != named
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,11 +120,25 @@ def test_predictions_of_a_run_that_was_not_trained_here_are_not_made_up(here, tm
         predictions.ensure({other: PARTS}, CPU)
 
 
-def test_figures_show_pictures_that_may_be_passed_on_and_say_whose_they_are(tmp_path):
+def test_first_images_without_objects_are_kept_like_others(here, monkeypatch):
+    monkeypatch.setattr(predictions.true_boxes, "objects", lambda truth, image: [])
+    data, path = datasets.prepare(RUN.cfg, None, here), predictions._path(RUN).with_name(predictions.IMAGES)
+    before = path.read_bytes()
+    path.unlink()
+    try:
+        credits = dict.fromkeys(range(1, 5), "")
+        images = predictions._keep_images("smoke", data, data.val.load(), credits)
+        assert len(images.pictures) == 4 and len(images.masks) == 0 and images.roi_masks.shape == (0, SIDE, SIDE)
+        bar = SimpleNamespace(update=lambda: None)
+        arrays = predictions._predict(RUN, ("masks", "boundaries"), data, data.val.load(), images, "cpu", bar)
+        assert arrays["masks"].shape == arrays["boundaries"].shape == (0, SIDE, SIDE)
+    finally:
+        path.write_bytes(before)
+
+
+def test_figures_show_pictures_that_may_be_passed_on_and_say_whose_they_are():
     def credits(*images):
-        content = {"images": [{"id": k, **image} for k, image in enumerate(images)]}
-        (tmp_path / "truth.json").write_text(json.dumps(content))
-        return predictions._credits(tmp_path / "truth.json")
+        return predictions._credits([{"id": k, **image} for k, image in enumerate(images)])
 
     free, other = {"flickr_url": "http://a", "license": 4}, {"flickr_url": "http://b", "license": 3}
     unnamed = {"flickr_url": "http://c"}

@@ -241,6 +241,7 @@ def test_arrays_of_every_pickle_are_the_same(tmp_path, dumps):
     arrays = OrderedDict(
         a=rng.normal(size=(2, 3, 4)).astype(np.float32),
         fortran=np.asfortranarray(rng.normal(size=(3, 4))),
+        permuted=rng.normal(size=(2, 3, 4)).transpose(0, 2, 1),
         swapped=rng.normal(size=5).astype(">f4"),
         count=np.array(7),
         scalar=np.float32(0.5),

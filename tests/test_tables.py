@@ -217,6 +217,27 @@ def test_wrong_input_on_the_command_line_is_one_sentence_and_status_2(output, ca
     assert list(output.iterdir()) == [empty]
 
 
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (
+            "table 9 --profile cpu",
+            "the data of profile cpu say nothing of Table 9; take one of these: paper_cityscapes",
+        ),
+        ("figure precise --profile cpu", "say nothing of Coarse annotations"),
+        ("curves bmask_rcnn --out curves", "--out curves is no .png or .svg"),
+        ("report --out .", "is there already and is no report"),
+        ("prepare-nuclei --out .", "is there already and is no prepared data set"),
+    ],
+)
+def test_nothing_is_written_where_a_command_makes_no_sense(output, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(output)
+    (output / "thesis.tex").touch()
+    assert main(arguments.split()) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["thesis.tex"]
+
+
 def test_wrong_input_ends_the_process_with_status_2_and_no_stack_trace(bmask):
     process = bmask("reproduce", "33")
     out, err = process.communicate(timeout=PATIENCE)

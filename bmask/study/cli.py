@@ -177,7 +177,8 @@ def _table(table: Table, /, *, profile: Profile = "cpu", seeds: Seeds = "0"):
     """Write and show a table from the records that are there."""
     from . import config, tables
 
-    (path,) = tables.named(table).write(profile, config.parse_seeds(seeds))
+    (item := tables.named(table)).check_fits(profile)
+    (path,) = item.write(profile, config.parse_seeds(seeds))
     print(path.read_text())
 
 
@@ -185,7 +186,8 @@ def _figure(figure: Figure, /, *, profile: Profile = "cpu", seeds: Seeds = "0"):
     """Draw a figure from the records and predictions there are."""
     from . import config, figures
 
-    for path in figures.named(figure).write(profile, config.parse_seeds(seeds)):
+    (item := figures.named(figure)).check_fits(profile)
+    for path in item.write(profile, config.parse_seeds(seeds)):
         print(path.with_suffix(".png"), path.read_text(), sep="\n")
 
 
@@ -195,6 +197,8 @@ def _curves(*variants: Variants, profile: Profile = "cpu", seeds: Seeds = "0", o
     from .figures.style import save
     from .figures.training_curves import curves_of
 
+    if out and out.suffix not in (".png", ".svg"):
+        raise InputError(f"--out {out} is no .png or .svg; name such a file")
     numbers = config.parse_seeds(seeds)
     figure, _ = curves_of([runs.Run(variant, profile, n) for variant in variants for n in numbers])
     out = out or runs.results(profile) / "curves.png"
@@ -247,6 +251,8 @@ def _train(
 
     own.check_wishes(name, batch, iterations)
     seeds, device = config.parse_seeds(how.seeds), runs.check_device(how.options())
+    if how.launcher == "slurm" and how.device != "auto":
+        device = how.device  # of the jobs: this machine may lack the GPU
     splits = []
     for split in (given(*map(Path, train)), given(*map(Path, val))):
         found = survey(*split)
@@ -257,7 +263,7 @@ def _train(
     print(own.write_profile(name, *splits, device, batch, iterations), flush=True)
     if not launch.ensure([runs.Run(variant, name, seed) for seed in seeds], how.options()):
         return 1
-    page = own.write_page(variant, name, seeds, how.options())
+    page = own.write_page(variant, name, seeds, how.options().here)
     print(page.read_text(), page, sep="\n")
 
 
@@ -364,8 +370,9 @@ def _prepare_nuclei(*, source: Optional[Source] = None, out: Out = None):
     from . import runs
     from .datasets import archives, nuclei
 
-    folder = out or runs.OUTPUT / "data" / "nuclei"
-    nuclei.convert(source or archives.download(nuclei.URL, folder.with_suffix(".zip")), folder)
+    folder = (out or runs.OUTPUT / "data" / "nuclei").absolute()
+    if not archives.ready(folder / "instances_val.json"):
+        nuclei.convert(source or archives.download(nuclei.URL, folder.with_suffix(".zip")), folder)
     print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
@@ -384,9 +391,10 @@ def _prepare_pennfudan(*, source: Persons = None, out: Out = None):
     from . import runs
     from .datasets import archives, pennfudan
 
-    folder = out or runs.OUTPUT / "data" / "pennfudan"
-    pennfudan.convert(source or archives.download(pennfudan.URL, folder.with_suffix(".zip")), folder)
-    print(f"{folder} is ready: what is trained on coco_person is tested on data/pennfudan as well")
+    folder = (out or runs.OUTPUT / "data" / "pennfudan").absolute()
+    if not archives.ready(folder / "instances.json"):
+        pennfudan.convert(source or archives.download(pennfudan.URL, folder.with_suffix(".zip")), folder)
+    print(f"{folder} is ready" + ("" if out else ": what is trained on coco_person is tested on it as well"))
 
 
 for title, commands in {

@@ -35,7 +35,6 @@ METRICS = {
     "AP_second": ("segm_second", "AP"),
     "IoU_second": ("true_boxes_second", "IoU"),
     "F_second": ("true_boxes_second", "F"),
-    "overlap_second": ("true_boxes_second", "overlap"),
 }
 
 
@@ -60,9 +59,10 @@ def without_failed(by_seed: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
     return {seed: record for seed, record in by_seed.items() if record and "failed" not in record}
 
 
-def same_data(compared: Sequence[Dict]) -> bool:
-    """Whether all of the records are of runs with the same data."""
-    return len({record.get("data_fingerprint") for record in compared}) <= 1
+def same_data(compared: Sequence[Dict], metric: str) -> bool:
+    """Whether all of the records are of runs with the same data, as far as the metric is of them."""
+    keys = ["data_fingerprint", *["second_fingerprint"] * ("_second" in metric)]
+    return len({tuple(record.get(key) for key in keys) for record in compared}) <= 1
 
 
 def value(record: Dict, metric: str) -> float:
@@ -93,7 +93,7 @@ def interval(ours: Dict[int, Dict], base: Dict[int, Dict], metric: str) -> Tuple
 
     Two NaN where there is none, and where records are of other data.
     """
-    if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)]):
+    if not same_data([side[s] for s in ours.keys() & base.keys() for side in (ours, base)], metric):
         return float("nan"), float("nan")
     return contrast([(1, ours), (-1, base)], metric).interval
 

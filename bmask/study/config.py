@@ -156,7 +156,7 @@ def _merge(cfg: CN, path: Path) -> None:
             raise ValueError("it holds no keys with values")
         cfg.merge_from_file(str(path), allow_unsafe=False)
         flat = _flat(cfg)
-        for key, default in _flat(_defaults()).items():
+        for key, default in _flat_defaults().items():
             # yacs compares types, but takes null for anything, and does not look into lists.
             kinds, known = (set(map(_kind, _leaves(x))) for x in (flat.get(key), default))
             if default is not None and known and not kinds <= known:
@@ -233,7 +233,7 @@ def to_text(cfg: CN) -> str:
 
 def _chosen(cfg: CN) -> Dict[str, Any]:
     """The keys that are not at their defaults, as {"A.B": value}."""
-    defaults = _flat(_defaults())
+    defaults = _flat_defaults()
     return {key: value for key, value in _flat(cfg).items() if key not in defaults or value != defaults[key]}
 
 
@@ -241,6 +241,11 @@ def _defaults() -> CN:
     cfg = default_config()
     add_study_config(cfg)
     return cfg
+
+
+@functools.cache
+def _flat_defaults() -> Dict[str, Any]:
+    return _flat(_defaults())
 
 
 def _flat(node: CN, prefix: str = "") -> Dict[str, Any]:

@@ -99,10 +99,7 @@ def measure(profile: str, device: str) -> Dict:
         measured.
     """
     cfgs = {variant: configured(profile, variant, device) for variant in SYSTEMS}
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(next(iter(cfgs.values())).STUDY.THREADS)
-    try:
+    with runs.threads_of(runs.Run(SYSTEMS[0], profile, 0), device):
         models = {variant: built(cfg) for variant, cfg in cfgs.items()}
         times = {variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)] for variant, model in models.items()}
         round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up
@@ -111,8 +108,6 @@ def measure(profile: str, device: str) -> Dict:
         for _ in tqdm(range(rounds), desc="timing", unit="round"):
             for variant in SYSTEMS:
                 times[variant].append(_milliseconds(models[variant], cfgs[variant]))
-    finally:
-        torch.set_num_threads(threads)
     first = np.array(times[SYSTEMS[0]])
     cfg = cfgs[SYSTEMS[0]]
     parameters = {variant: sum(p.numel() for p in models[variant].parameters()) for variant in SYSTEMS}

@@ -1,10 +1,8 @@
 """What a model finds: detections and their time, average precision, and how good its boundaries are."""
 
-import gc
 import itertools
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -117,7 +115,7 @@ def measure(cfg: CfgNode, model: torch.nn.Module, split: Split) -> Dict[str, Any
         cfg, model: from :func:`bmask.released.load`.
 
     Returns:
-        ``metrics``, in percent (see :func:`bmask.average_precision`), the number of ``images``, and the median
+        ``metrics``, in percent (see :func:`average_precision`), the number of ``images``, and the median
         ``milliseconds_per_image``.
 
     Raises:
@@ -179,19 +177,7 @@ def calibration(probabilities: torch.Tensor, targets: torch.Tensor, bins: int = 
     return sums.index_add_(0, interval, torch.stack([torch.ones_like(p), p, y], dim=1))
 
 
-@contextmanager
-def _collecting_no_garbage():
-    """While millions of objects are made that are kept: to look through them again and again takes most of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_collecting_no_garbage()
+@coco.collecting_no_garbage()
 def average_precision(
     truth: Path,
     detections: List[Dict],

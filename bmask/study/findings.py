@@ -80,7 +80,7 @@ class Comparison:
             return None
         # Two differences may be of different annotations, which is what Section 4.4 is about. The rows of one may not.
         compared = self.sides if " - " in self.text else [list(self.signs)]
-        same = all(compare.same_data([records[v][s] for v in pair for s in seeds]) for pair in compared)
+        same = all(compare.same_data([records[v][s] for v in pair for s in seeds], metric) for pair in compared)
         terms = [(sign, {s: records[variant][s] for s in seeds}) for variant, sign in self.signs.items()]
         found = compare.contrast(terms, metric)
         return (found if same else Estimate(found.mean)), seeds

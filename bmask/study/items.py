@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Dict, List, Optional
 
-from . import runs
-from .files import write_bytes
+from filelock import FileLock
+
+from ..errors import InputError
+from . import config, runs
+from .files import make_folder, write_bytes
 from .runs import Options, Run
 
 
@@ -57,6 +60,12 @@ class Item(ABC):
         """Whether the profile's data can give it."""
         return True
 
+    def check_fits(self, profile: str) -> None:
+        """Raises InputError where the profile's data cannot give it."""
+        if not self.fits(profile):
+            able = ", ".join(p for p in config.available("profile") if self.fits(p))
+            raise InputError(f"the data of profile {profile} say nothing of {self.label}; take one of these: {able}")
+
     @abstractmethod
     def runs(self, profile: str, seeds: List[int]) -> List[Run]:
         """The runs that it needs."""
@@ -88,9 +97,12 @@ class Item(ABC):
 
     def note_made(self, profile: str, seeds: List[int]) -> None:
         """Add it to what has been :func:`made`."""
-        items = {**made(profile), self.name: seeds}
-        in_order = {name: items[name] for name in sorted(items, key=lambda name: ("figure" in name, name))}
-        write_bytes(runs.results(profile) / "made.json", runs.as_json(in_order))
+        folder = runs.results(profile)
+        make_folder(folder)
+        with FileLock(folder / ".made.lock"):  # two commands may work on one profile
+            items = {**made(profile), self.name: seeds}
+            in_order = {name: items[name] for name in sorted(items, key=lambda name: ("figure" in name, name))}
+            write_bytes(folder / "made.json", runs.as_json(in_order))
 
 
 def made(profile: str, folder: Optional[Path] = None) -> Dict[str, List[int]]:

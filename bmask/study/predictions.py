@@ -25,6 +25,7 @@ from . import datasets, evaluate, runs, true_boxes
 from .datasets.coco import fingerprint
 from .datasets.mapper import ImageMapper
 from .files import npz, write_bytes
+from .true_boxes import SIDE
 
 MAX_IMAGES, MAX_OBJECTS = 24, 150  # the first images, as long as they have no more objects
 # COCO's numbers of the licences by which pictures may be passed on, as parts of figures.
@@ -150,8 +151,6 @@ def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) ->
     if not left:
         return
     device = runs.check_device(options)
-    if device == "cpu":
-        torch.set_num_threads(next(iter(left)).cfg.STUDY.THREADS)
     for run in left:
         if not (run.own_record.exists() and (run.trained_as.folder / "checkpoint.pth").exists()):
             raise InputError(
@@ -159,11 +158,11 @@ def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) ->
             )
     first = next(iter(left))
     data = datasets.prepare(first.cfg, options.data and Path(options.data), runs.OUTPUT)
-    credits = _credits(data.val.json)
+    credits = _credits(datasets.coco.read(data.val.json, ["images"])["images"])
     dataset = sorted(data.val.load(), key=lambda image: (image["image_id"] not in credits, image["image_id"]))
     images = _keep_images(first.profile, data, dataset, credits)
     seen = {run: dataset if "quality" in parts else dataset[: len(images.pictures)] for run, parts in left.items()}
-    with tqdm(total=sum(map(len, seen.values())), unit="image") as bar:
+    with runs.threads_of(first, device), tqdm(total=sum(map(len, seen.values())), unit="image") as bar:
         for run, parts in left.items():
             bar.set_description(f"{run.variant} seed {run.seed}: predictions")
             own = datasets.prepare(run.cfg, None, runs.OUTPUT) if run.cfg.STUDY.SHAPES.COARSENESS else data
@@ -205,12 +204,11 @@ def _decoded(stored: np.ndarray) -> np.ndarray:
     return cv2.imdecode(stored, cv2.IMREAD_COLOR)[:, :, ::-1]
 
 
-def _credits(json_file: Path) -> Dict[int, str]:
+def _credits(images: List[Dict]) -> Dict[int, str]:
     """For each image that a figure may show whose it is and by which licence, or "" where the data do not say.
 
     Where none may be passed on, all: in results of one's own they may be seen.
     """
-    images = json.loads(json_file.read_text())["images"]
     free = {
         image["id"]: f"{image['flickr_url']} ({LICENCES[image['license']]})" if image.get("flickr_url") else ""
         for image in images
@@ -220,12 +218,13 @@ def _credits(json_file: Path) -> Dict[int, str]:
 
 
 def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict], credits: Dict[int, str]) -> Images:
-    truth, known = COCO(datasets.coco.truth(data.val.json)), fingerprint(data.val.json)
+    known = fingerprint(data.val.json)
     path = runs.results(profile) / "predictions" / IMAGES
     if path.exists():
         images = _read_images(path.parent)
         if images.fingerprint == known:
             return images
+    truth = COCO(datasets.coco.truth(data.val.json))
     arrays, masks, boxes, classes, image_of = {}, [], [], [], []
     shown = [image for image in dataset[:MAX_IMAGES] if image["image_id"] in credits]
     for k, image in enumerate(shown):
@@ -242,9 +241,10 @@ def _keep_images(profile: str, data: datasets.Data, dataset: List[Dict], credits
             classes.append(annotation["category_id"])
             boxes.append(true_boxes.corners(annotation))
     rois = [true_boxes.in_rois(mask[None], box[None])[0] for mask, box in zip(masks, np.array(boxes))]
-    arrays |= {"boxes": np.array(boxes, np.float32), "image_of": np.array(image_of)}
-    arrays |= {"classes": np.array(classes), "roi_masks": np.array(rois)}
-    arrays["masks"] = np.packbits(np.concatenate([mask.ravel() for mask in masks]))
+    # These images may hold no object at all.
+    arrays |= {"boxes": np.array(boxes, np.float32).reshape(-1, 4), "image_of": np.array(image_of, int)}
+    arrays |= {"classes": np.array(classes, int), "roi_masks": np.array(rois, bool).reshape(-1, SIDE, SIDE)}
+    arrays["masks"] = np.packbits(np.concatenate([np.zeros(0, bool), *(mask.ravel() for mask in masks)]))
     number = sum(name.startswith("picture") for name in arrays)
     meta = {"fingerprint": known, "pictures": number, "credits": [credits[x["image_id"]] for x in shown[:number]]}
     write_bytes(path, _packed(arrays, meta))
@@ -266,15 +266,12 @@ def _predict(
     for k, image in enumerate(dataset):
         bar.update()
         inputs = mapper(image)
-        size = inputs["image"].shape[1:]
-        scale = np.array([size[1] / image["width"], size[0] / image["height"]] * 2, np.float32)
-
         objects = true_boxes.objects(truth, image) if in_true_boxes else []
         shown = k < len(images.pictures)
         if shown and "found" in parts:
             with torch.autocast(device, enabled=cfg.SOLVER.AMP.ENABLED):
                 detections = model.inference([inputs], do_postprocess=False)[0].to("cpu")
-            found.append((k, detections[detections.scores >= MIN_SCORE], scale))
+            found.append((k, detections[detections.scores >= MIN_SCORE], true_boxes.scale(image, inputs)))
         if not objects:
             continue
         boxes = np.array([true_boxes.corners(annotation) for annotation, _ in objects])
@@ -289,13 +286,13 @@ def _predict(
             measured.append((k, predicted.pred_boundaries[:, 0].float(), targets))
 
     def maps(instances, field):
-        return torch.cat([x.get(field)[:, 0].float() for x in instances]).numpy()
+        return torch.cat([torch.zeros(0, SIDE, SIDE), *(x.get(field)[:, 0].float() for x in instances)]).numpy()
 
     arrays = {}
     if "masks" in parts:
         arrays["masks"] = maps(kept, "pred_masks")
         if coarse:
-            arrays["annotated"] = np.concatenate(annotated)
+            arrays["annotated"] = np.concatenate([np.zeros((0, SIDE, SIDE), bool), *annotated])
     if "found" in parts:
         shown = [instances for _, instances, _ in found]
         arrays["found_masks"] = maps(shown, "pred_masks")

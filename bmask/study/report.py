@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from . import figures, findings, items, runs, tables
-from .files import write_bytes
+from .files import whole_folder, write_bytes
 from .items import Item
 
 SITE = {
@@ -108,16 +108,16 @@ def against_shipped() -> List[str]:
     """For each profile, in a line, how far runs that were made here are from the shipped records of the same runs."""
     lines = []
     for folder in sorted(path.parent for path in runs.local().glob("*/runs")):
-        apart = {}  # in AP, or NaN where one has failed
+        apart, same = {}, 0  # in AP, or NaN where one has failed
         for path in sorted((folder / "runs").glob("*.json")):
             twin = runs.shipped(folder.name) / "runs" / path.name
             if twin.exists():
                 ours, theirs = (json.loads(p.read_text()).get("metrics") for p in (path, twin))
                 ap = [float(found["segm"]["AP"] or 0) if found else np.nan for found in (ours, theirs)]
-                apart[path.stem] = 0 if ours == theirs else abs(ap[0] - ap[1])
+                apart[path.stem] = abs(ap[0] - ap[1])
+                same += bool(ours) and ours == theirs
         if not apart:
             continue
-        same = sum(ours == 0 for ours in apart.values())
         text = f"{folder.name}: of {len(apart)} runs made here that are shipped as well {same} have the same digits"
         failed = [name for name, value in apart.items() if np.isnan(value)]
         furthest = max(apart, key=lambda name: np.nan_to_num(apart[name]))
@@ -129,7 +129,7 @@ def against_shipped() -> List[str]:
 
 def _derived(results: Path) -> List[Path]:
     """What is made from records: not the records themselves, what was measured, and notebooks."""
-    kept = ("made.json", "cost.json", runs.RESAMPLES, runs.OBJECTS)
+    kept = ("made.json", ".made.lock", "cost.json", runs.RESAMPLES, runs.OBJECTS)
     return [
         path
         for path in [*results.glob("*/**/*"), *results.glob("README.md")]
@@ -159,7 +159,7 @@ def build(folder: Path) -> Path:
         The path of its first page.
 
     Raises:
-        InputError: there are no results, or Sphinx is not installed.
+        InputError: there are no results, Sphinx is not installed, or the folder holds something else.
     """
     try:
         from sphinx.application import Sphinx
@@ -168,6 +168,9 @@ def build(folder: Path) -> Path:
         raise InputError("the report is built by Sphinx, which is not installed; `make report` installs it") from None
     shipped = runs.profiles(runs.shipped())
     local = [] if runs.PUBLISH else runs.profiles(runs.results())
+    ours = (folder / "_static" / "report.css").exists()  # an earlier report, which is replaced
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and is no report; name another folder with --out")
     if not (shipped or local):
         raise InputError(f"there are no tables or figures in {runs.results()}; `make reproduce-table-3` makes some")
     with tempfile.TemporaryDirectory() as draft:
@@ -195,8 +198,10 @@ def build(folder: Path) -> Path:
             application.build()
         if warnings.getvalue():
             raise RuntimeError(f"Sphinx warns of the report:\n{warnings.getvalue()}")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.move(site, folder)
+        with whole_folder(folder) as anew:
+            shutil.copytree(site, anew, dirs_exist_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)
     return folder / "index.html"
 
 

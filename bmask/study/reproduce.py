@@ -59,9 +59,7 @@ def make(
         InputError: the profile's data cannot give one of them.
     """
     for item in items:
-        if not item.fits(profile):
-            able = ", ".join(p for p in config.available("profile") if item.fits(p))
-            raise InputError(f"the data of profile {profile} say nothing of {item.label}; take one of these: {able}")
+        item.check_fits(profile)
     whole = launch.ensure(_wanted(items, profile, seeds), options)
     written = {}
     for item in items:

@@ -33,7 +33,7 @@ from .config import OUTPUT, REPOSITORY
 from .files import make_folder, npz, write_bytes
 
 SHIPPED = REPOSITORY / "results"
-PUBLISH = bool(os.environ.get("BMASK_PUBLISH"))
+PUBLISH = os.environ.get("BMASK_PUBLISH", "") not in ("", "0")
 RESAMPLES, OBJECTS = "resamples.npz", "objects.npz"
 NOTHING = -1  # where a resample has no object, or an object no pixel
 
@@ -261,6 +261,18 @@ def check_device(options: Options) -> str:
     return device
 
 
+@contextmanager
+def threads_of(run: Run, device: str):
+    """Within it PyTorch computes on the CPU with as many threads as the run: sums are rounded as there."""
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(run.cfg.STUDY.THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def keep(run: Run, record: Dict) -> None:
     """Write the record of a run, and before it its arrays, to its folder: it has been carried out then.
 
@@ -311,9 +323,14 @@ def _packed(columns: Dict[str, Iterable[Optional[float]]]) -> np.ndarray:
     """Percentages by name as one array, of hundredths; ``image`` as it is."""
     whole = {name: list(values) for name, values in columns.items()}
     for name in whole.keys() - {"image"}:
-        whole[name] = [NOTHING if value is None or value != value else round(100 * value) for value in whole[name]]
+        whole[name] = [NOTHING if value is None or value != value else _hundredths(value) for value in whole[name]]
     kinds = [(name, "<i4" if name == "image" else "<i2", (len(values),)) for name, values in whole.items()]
     return np.array(tuple(whole.values()), kinds)
+
+
+def _hundredths(value: float) -> int:
+    number = round(100 * value)
+    return 0 if number == NOTHING else number  # a difference may be that small
 
 
 def _unpacked(array: np.ndarray) -> Dict[str, List[Optional[float]]]:
@@ -336,12 +353,10 @@ def _bytes(files: Dict[str, Dict[str, np.ndarray]]) -> Dict[str, List[bytes]]:
     return {name: [array.tobytes() for array in arrays.values()] for name, arrays in files.items()}
 
 
-def _made(run: Run, reuse: bool) -> Optional[Dict]:
-    """The record of a run that need not be carried out again."""
-    if run.own_record.exists():
-        return json.loads(run.own_record.read_text())
-    record = run.record() if reuse else None
-    return record if record and "failed" not in record else None
+def _made(run: Run, reuse: bool) -> bool:
+    """Whether a run need not be carried out again."""
+    record = run.record() if reuse and not run.own_record.exists() else None
+    return run.own_record.exists() or record is not None and "failed" not in record
 
 
 def progress(run: Run) -> Dict:

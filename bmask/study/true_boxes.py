@@ -46,16 +46,20 @@ def annotated_in_rois(truth: COCO, image: Dict, boxes: np.ndarray) -> np.ndarray
     return in_rois(np.array([mask for _, mask in objects(truth, image)]), boxes)
 
 
+def scale(image: Dict, inputs: Dict) -> np.ndarray:
+    """(4,), what takes x0 y0 x1 y1 of an image to what the mapper makes of it."""
+    height, width = inputs["image"].shape[1:]
+    return np.array([width / image["width"], height / image["height"]] * 2, np.float32)
+
+
 def predict(cfg: CfgNode, model: torch.nn.Module, image: Dict, inputs: Dict, annotations: List[Dict]) -> Instances:
     """What the mask head says of these objects of an image, with the probabilities in their boxes as ``pred_masks``.
 
     Args:
         image, inputs: in detectron2's dataset format, and what the mapper makes of it.
     """
-    size = inputs["image"].shape[1:]
-    scale = np.array([size[1] / image["width"], size[0] / image["height"]] * 2, np.float32)
-    boxes = np.array([corners(annotation) for annotation in annotations])
-    rois = Instances(size, pred_boxes=Boxes(torch.from_numpy(boxes * scale)))
+    boxes = np.array([corners(annotation) for annotation in annotations]) * scale(image, inputs)
+    rois = Instances(inputs["image"].shape[1:], pred_boxes=Boxes(torch.from_numpy(boxes)))
     rois.pred_classes = torch.tensor([annotation["category_id"] for annotation in annotations])
     rois.scores = torch.ones(len(annotations))
     with torch.autocast(cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED):

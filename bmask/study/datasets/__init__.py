@@ -201,6 +201,8 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
             "same ids and names, or remove it"
         )
     if cfg.STUDY.HELD_OUT:
+        if cfg.STUDY.SHAPES.COARSENESS:
+            raise InputError("a profile NAME-heldout has no exact masks to test coarse annotations on; take NAME")
         splits = _held_out(splits["train"], output)
     return Data(
         **splits,

@@ -20,6 +20,18 @@ from ..files import make_folder
 BROKEN = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, cv2.error)  # what readers of images raise
 
 
+def ready(last: Path) -> bool:
+    """Whether a folder is a prepared data set, with this file of it.
+
+    Raises:
+        InputError: there is a folder, with something else in it.
+    """
+    folder = last.parent
+    if not last.exists() and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and is no prepared data set; name another folder with --out")
+    return last.exists()
+
+
 def download(url: str, target: Path) -> Path:
     """Fetch a file to ``target``, which is returned; does nothing where it exists.
 
@@ -33,8 +45,9 @@ def download(url: str, target: Path) -> Path:
     part = target.with_name(f".{target.name}.part")
     try:
         with FileLock(part.with_suffix(".lock")):
-            _fetch(url, part)
-            os.replace(part, target)
+            if not target.exists():  # another process may have fetched it meanwhile
+                _fetch(url, part)
+                os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{url} could not be downloaded to {target} ({error}); try again, which goes on where it was, or fetch it "

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import reprlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterable, List
 
@@ -165,9 +166,20 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+@contextmanager
+def collecting_no_garbage():
+    """While millions of objects are made that are kept: to look through them again and again takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@collecting_no_garbage()
 def _parse(json_file: Path) -> Any:
-    collecting = gc.isenabled()
-    gc.disable()  # millions of new lists and no garbage: collecting takes most of the time for COCO train2017
     try:
         if json_file.is_file() or not json_file.exists():
             raw = json_file.read_bytes()
@@ -182,9 +194,6 @@ def _parse(json_file: Path) -> Any:
         wrong = "is nested too deeply; write it again"
     except ValueError as error:
         wrong = f"is not JSON, or cut off ({error}); write or download it again"
-    finally:
-        if collecting:
-            gc.enable()
     raise InputError(f"the annotation file {json_file} {wrong}")
 
 

@@ -13,23 +13,24 @@ from tqdm.auto import tqdm
 
 from ...errors import InputError
 from ..files import whole_folder
-from .archives import opened
+from .archives import opened, ready
 from .coco import outline
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
 
 
 def convert(source: Path, folder: Path, *, val_share: float = 0.2) -> None:
-    """Write stage1_train, given as its zip or unpacked, as COCO; does nothing where ``folder`` exists.
+    """Write stage1_train, given as its zip or unpacked, as COCO; does nothing where ``folder`` has it.
 
     Leaves ``images/<ImageId>.png`` (RGB), ``instances_train.json`` and ``instances_val.json`` (compressed
     RLE). A hash of the image id puts about ``val_share`` of the images into val, so that the part an image
     belongs to does not depend on the others. Empty masks are skipped.
 
-    Raises InputError for a source that is not stage1_train or has a file that cannot be read.
+    Raises InputError for a folder that holds something else, and for a source that is not stage1_train or has a file
+    that cannot be read.
     """
     source, folder = Path(source), Path(folder)
-    if folder.exists():
+    if ready(folder / "instances_val.json"):
         return
     with opened(source, URL) as (names, read), whole_folder(folder) as draft:
         images, masks = _layout(source, names)

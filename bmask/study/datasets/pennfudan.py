@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ...errors import InputError
 from ..files import whole_folder
 from . import Split
-from .archives import opened
+from .archives import opened, ready
 from .check import check_coco
 from .coco import compressed, outline
 from .coco_person import to_jpeg
@@ -32,7 +32,7 @@ Photograph = tuple[str, bytes, tuple[int, int], list[dict]]  # name, JPEG, heigh
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Write the photographs as one test set in COCO format; does nothing where ``folder`` exists.
+    """Write the photographs as one test set in COCO format; does nothing where ``folder`` has it.
 
     Leaves ``images/<name>.jpg`` and ``instances.json`` (compressed RLE, ids in the order of the names).
 
@@ -44,7 +44,7 @@ def convert(source: Path, folder: Path) -> None:
     Raises:
         InputError: ``source`` is none of these, or an image or a mask is missing or cannot be read.
     """
-    if folder.exists():
+    if ready(folder / "instances.json"):
         return
     files = sorted(source.glob("instances*.json"))
     images, annotations = [], []

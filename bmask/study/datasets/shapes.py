@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..files import whole_folder, write_bytes
+from .coco import outline
 
 CLASSES = ("star", "blob", "gear", "leaf")
 SPLITS = ("train", "val")
@@ -257,8 +258,8 @@ def _textured(rng: np.random.Generator, base: np.ndarray, shape: tuple[int, int]
 
 
 def _exact(mask: np.ndarray) -> dict:
-    rle = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"segmentation": {**rle, "counts": rle["counts"].decode()}, **_extent(rle)}
+    found = outline(rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8)))
+    return {"segmentation": found.pop("segmentation"), **found}  # in this order: the data's fingerprint is of the text
 
 
 def _coarse(mask: np.ndarray, coarseness: float, rng: np.random.Generator) -> dict:
@@ -281,9 +282,4 @@ def _coarse(mask: np.ndarray, coarseness: float, rng: np.random.Generator) -> di
                 break
         polygons.append(points.ravel().tolist())
     covered = rle_tools.merge(rle_tools.frPyObjects(polygons, *mask.shape))
-    return {"segmentation": polygons, **_extent(covered)}
-
-
-def _extent(rle: dict) -> dict:
-    """Bounding box (x, y, width, height) and area in pixels of an encoded mask."""
-    return {"bbox": rle_tools.toBbox(rle).tolist(), "area": int(rle_tools.area(rle))}
+    return {**outline(covered), "segmentation": polygons}

@@ -24,6 +24,9 @@ def draw(shown: List[Run], _) -> Drawn:
     ):
         metrics = [metric + suffix for metric in METRICS]
         gains = [np.mean([compare.value(ours[s], m) - compare.value(base[s], m) for s in ours]) for m in metrics]
+        if np.isnan(gains).all():
+            said.append(f"{name}: not measured, as Penn-Fudan was not there (`prepare-pennfudan`)")
+            continue
         ends = [compare.interval(ours, base, metric) for metric in metrics]
         panel.hlines(places + shift, *zip(*ends), color=colour, linewidth=1.5)
         panel.plot(gains, places + shift, marker, color=colour, label=f"{name} truth")

@@ -74,7 +74,8 @@ def draw_lines(panel, frame: pd.DataFrame, x: str, y: str, colours: Dict[str, st
     """The mean over the seeds of each variant, and a band from the lowest to the highest."""
     few, names = frame[x].nunique() < 20, list(colours)
     look = dict(palette=colours, dashes=dict(zip(colours, DASHES * len(colours))), linewidth=1.2, legend=False)
-    look |= dict(markers=dict(zip(colours, MARKERS)) if few else False, hue_order=names, style_order=names)
+    markers = dict(zip(colours, MARKERS * len(colours))) if few else False
+    look |= dict(markers=markers, hue_order=names, style_order=names)
     sns.lineplot(frame, x=x, y=y, hue="variant", style="variant", errorbar=("pi", 100), ax=panel, **look)
 
 

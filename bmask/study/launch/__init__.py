@@ -53,7 +53,9 @@ def jobs(options: runs.Options, wanted: List[runs.Run]) -> int:
         return options.jobs or len(wanted)
     if options.jobs or runs.check_device(options) == "cuda":
         return options.jobs or 1
-    return max(1, (os.cpu_count() or 1) // wanted[0].cfg.STUDY.THREADS)
+    # Of a cluster's node those that are allotted, where the system can say it.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // wanted[0].cfg.STUDY.THREADS)
 
 
 def launcher(options: runs.Options, wanted: List[runs.Run]) -> Union[Local, Slurm]:
