@@ -28,7 +28,7 @@ NOT_DRAWN = ("APS", "APM", "APL", "AP_cityscapes")  # AP by size and Cityscapes'
 FURTHER = (
     (
         "The masks in the true boxes and classes of all test objects, in percent: mean IoU, share with an IoU above "
-        "0.75, mean F-score of the boundary at one of 28 pixels.",
+        "0.75, mean F-score of the boundary with a tolerance of one pixel of the 28x28 mask.",
         {"IoU": "IoU", "IoU75": "> 0.75", "F": "F"},
         ("IoU", "F"),
     ),
