@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -202,7 +201,7 @@ def _peak_resident(dump: str) -> float:
     cfg = CfgNode.load_cfg(dump)
     torch.set_num_threads(cfg.STUDY.THREADS)
     infer(built(cfg), cfg, *_input(cfg))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return runs.peak_memory_mib()
 
 
 def measured(folders: Dict[str, Path]) -> Dict[str, Dict]:

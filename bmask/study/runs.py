@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,6 +272,14 @@ def threads_of(run: Run, device: str):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has had."""
+    try:
+        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    except OSError:  # no Linux, where this would begin with what the process had that started it
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def keep(run: Run, record: Dict) -> None:

@@ -4,7 +4,6 @@ Every run is a process of its own, or several, and holds the lock of its folder 
 """
 
 import os
-import resource
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
@@ -227,7 +226,7 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
         truth = data.val.images.parents[1] / "gtFine" / "val"
         record["metrics"]["cityscapes"] = submission.cityscapes_average_precision(detections, images, truth)
     record["milliseconds_per_image"] = milliseconds
-    record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record["peak_memory_mib"] = runs.peak_memory_mib()
     record.update(trained)
     runs.keep(run, record)
 
