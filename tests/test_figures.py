@@ -314,7 +314,7 @@ def test_figure_6_says_how_far_weighted_bce_is_off_and_that_its_formula_says_so(
 
 def test_figure_7b_shows_the_sobel_operator_of_the_predicted_mask(pictured):
     ((figure, _),) = drawn("7b").values()
-    titles = ["image", "predicted mask", "Sobel, x", "Sobel, y", "predicted boundary"]
+    titles = ["image", "mask", "Sobel, x", "Sobel, y", "boundary"]
     titles += ["mask, $L_b$ / 10", "boundary, $L_b$ / 10"]
     assert [panel.get_title() for panel in figure.axes][:7] == titles
     assert figure.axes[0].get_ylabel() == "a poor mask,\nIoU 1.00"

@@ -376,11 +376,16 @@ def _measured(frame: pd.DataFrame) -> List[str]:
 
 def _difference(row: pd.Series, metric: str) -> str:
     low, high = row[f"d{metric} low"], row[f"d{metric} high"]
-    interval = "" if pd.isna(low) else f" [{low:.1f}, {high:.1f}]"
+    interval = "" if pd.isna(low) else f" [{_spread(low)}, {_spread(high)}]"
     return _number(row[f"d{metric}"], sign="+") + interval
+
+
+def _spread(value: float) -> str:
+    """A standard deviation, or an end of an interval: where it is tens of points, tenths say nothing."""
+    return f"{value:.1f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 def _number(value: float, std: float = NAN, sign: str = "") -> str:
     if pd.isna(value):
         return "–"
-    return f"{round(value, 1) + 0.0:{sign}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
+    return f"{round(value, 1) + 0.0:{sign}.1f}" + ("" if pd.isna(std) else f" ± {_spread(std)}")

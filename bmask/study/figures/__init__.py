@@ -99,7 +99,7 @@ class Figure(Item):
 
 
 def _setting(shown: List[Run], profile: str, seeds: List[int]) -> str:
-    text = f"Profile `{profile}`, " + ("one seed." if len(seeds) == 1 else f"{len(seeds)} seeds.")
+    text = f"Profile `{profile}`, " + (f"seed {seeds[0]}." if len(seeds) == 1 else f"{len(seeds)} seeds.")
     shipped = 0 if runs.PUBLISH else sum(run.results == runs.shipped(profile) for run in shown)
     return text + (f" {shipped} of its {len(shown)} runs are shipped ones." if shipped else "")
 

@@ -35,8 +35,8 @@ def draw(_, kept: Dict[Run, Sequence[str]]) -> Drawn:
     caption = (
         f"In their true boxes {100 * gains:.0f}% of {len(change)} objects have a better mask by {second} than by "
         f"{first}; the mean IoU is {ours:.1f}% for {second} and {base:.1f}% for {first}, of one training each. "
-        f"Shown are, in dotted boxes, the object whose IoU gains most, the median one, and the one that loses most, of all in "
-        f"{len(images.pictures)} test images. Enlarged is where the two masks differ most."
+        "Shown are, in dotted boxes, the object whose IoU gains most, the median one, and the one that loses most, of "
+        f"all in {len(images.pictures)} test images. Enlarged is where the two masks differ most."
     )
     credits = [images.credits[images.image_of[n]] for n in chosen.values()]
     caption += f" Photographs: {'; '.join(credits)}." if all(credits) else ""

@@ -1,5 +1,6 @@
 """The chart of a table: what each row gains, here and in the paper."""
 
+from textwrap import fill
 from typing import Dict, Sequence
 
 import numpy as np
@@ -27,6 +28,8 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
     """
     compared = [not row.quoted and row.variant != row.baseline for row in rows]
     frames = {source: frame[compared].reset_index(drop=True) for source, frame in frames.items()}
+    drawn = [f"d{metric}" for metric in metrics]
+    frames = {source: frame for source, frame in frames.items() if frame[drawn].notna().any(axis=None)}
     places = np.arange(sum(compared))
     # Three panels of 1.4 inches would be narrower than their labels beside long names of rows.
     figure = new_figure(1.4 * max(len(metrics), 4) + 2, 0.3 * len(places) + 1.2)
@@ -49,8 +52,7 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
     panels[0].set_yticks(places, [row.name for row, shown in zip(rows, compared) if shown])
     panels[0].set_ylim(len(places) - 0.5, -0.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-    return figure
+    return _titled(figure, title)
 
 
 @styled
@@ -80,8 +82,13 @@ def against_time(frames: Dict[str, pd.DataFrame], costs: Dict[str, Dict], rows: 
             if np.isfinite(y) and row.variant != row.baseline:
                 panel.annotate(row.name, (x, y), (5, 4), textcoords="offset points", fontsize=7, color=colour)
     panel.annotate(rows[0].name, (1, 0), (-8, -12), textcoords="offset points", fontsize=7)
-    panel.set(xlabel="time an image, by Mask R-CNN's", ylabel="gain (AP points)")
+    panel.set(xlabel="time an image, relative to Mask R-CNN's", ylabel="gain (AP points)")
     panel.margins(x=0.25, y=0.15)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=8)
+    return _titled(figure, title)
+
+
+def _titled(figure: Figure, title: str) -> Figure:
+    """With a title above, in lines as wide as the figure."""
+    figure.suptitle(fill(title, round(15 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8)
     return figure
