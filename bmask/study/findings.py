@@ -229,9 +229,14 @@ def _verdicts(claim: Claim, judged: List[Judged], profile: str) -> str:
         return ""
     notebook = folder / claim.shown.notebook
     shown = [path for path in claim.shown.written(folder) if path.exists()] or [folder / "README.md"]
-    others = [j.verdict for j in judged[1:] if j.verdict not in (NONE, verdict)]
-    text = f"[{' / '.join([verdict, *others])}]({shown[0].relative_to(folder.parent)})"
+    text = f"[{_said(judged, ' / ')}]({shown[0].relative_to(folder.parent)})"
     return text + (f" [nb]({notebook.relative_to(folder.parent)})" if notebook.exists() else "")
+
+
+def _said(judged: List[Judged], between: str) -> str:
+    """The verdict by AP, and where it is another in true boxes that one as well."""
+    verdict = judged[0].verdict
+    return between.join([verdict, *(j.verdict for j in judged[1:] if j.verdict not in (NONE, verdict))])
 
 
 def _number(value: Optional[float], metric: str) -> str:
@@ -287,7 +292,7 @@ def headlines(profiles: Sequence[str]) -> str:
             by_ap = found[claim][0]
             if by_ap.verdict != NONE:
                 number = f" {_interval(by_ap.found[0], claim.metrics[0])}" if len(by_ap.found) == 1 else ""
-                said.append(f"`{profile}`{number}: {by_ap.verdict}")
+                said.append(f"`{profile}`{number}: {_said(found[claim], ', in true boxes ')}")
         lines.append(f"- **{claim.text}.** {'; '.join(said)}.")
     return "\n".join(lines)
 
@@ -307,7 +312,7 @@ def answer(item: Item, profile: str) -> str:
             paper = comparison.paper(metric)
             beside = "" if paper is None else f" (the paper {_number(paper, metric)})"
             parts.append(f"{comparison.words}: {_interval(found, metric)}{beside}")
-        said.append(f"**{claim.text}: {judged[0].verdict}.** {'; '.join(parts)}.")
+        said.append(f"**{claim.text}: {_said(judged, ', in true boxes ')}.** {'; '.join(parts)}.")
     if isinstance(item, tables.Table):
         return "\n\n".join(said) or item.gains(profile, folder)
     captions = (path.read_text().split("** ", 1)[1] for path in item.written(folder))
