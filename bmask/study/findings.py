@@ -224,9 +224,9 @@ def _short(profile: str) -> str:
 
 def _verdicts(claim: Claim, judged: List[Judged], profile: str) -> str:
     """The claim's verdict, where it is another in true boxes that one as well, with links."""
-    verdict, folder = judged[0].verdict, runs.results(profile)
-    if verdict == NONE:
+    if judged[0].verdict == NONE:
         return ""
+    folder = runs.results(profile)
     notebook = folder / claim.shown.notebook
     shown = [path for path in claim.shown.written(folder) if path.exists()] or [folder / "README.md"]
     text = f"[{_said(judged, ' / ')}]({shown[0].relative_to(folder.parent)})"

@@ -40,8 +40,11 @@ CSS = """\
 .cards p { margin: 0; padding: 0.6rem; border: 1px solid var(--color-background-border); border-radius: 0.4rem; }
 .cards img { display: block; height: 7rem; width: 100%; object-fit: contain; background: white; }
 @media (max-width: 46em) {
-  table.docutils { font-size: 0.6rem; table-layout: fixed; overflow-wrap: anywhere; }
+  table.docutils { font-size: 0.6rem; }
+  table.docutils col { width: auto !important; }
   table.docutils td, table.docutils th { padding: 0.1rem 0.2rem; }
+  table.docutils th, table.docutils td:first-child { overflow-wrap: anywhere; }
+  table.docutils td:first-child { min-width: 4rem; }
 }
 """
 
