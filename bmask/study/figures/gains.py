@@ -28,7 +28,7 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
     """
     compared = [not row.quoted and row.variant != row.baseline for row in rows]
     frames = {source: frame[compared].reset_index(drop=True) for source, frame in frames.items()}
-    drawn = [f"d{metric}" for metric in metrics]
+    paper, drawn = next(iter(frames.values())), [f"d{metric}" for metric in metrics]
     frames = {source: frame for source, frame in frames.items() if frame[drawn].notna().any(axis=None)}
     places = np.arange(sum(compared))
     # Three panels of 1.4 inches would be narrower than their labels beside long names of rows.
@@ -45,7 +45,7 @@ def chart(frames: Dict[str, pd.DataFrame], rows: Sequence, title: str, metrics: 
             panel.hlines(height, frame[f"d{metric} low"], frame[f"d{metric} high"], color=colour, linewidth=1.5)
             marker = "os"[source.startswith("same")]
             panel.plot(frame[f"d{metric}"], height, marker, color=colour, label=label, markersize=5)
-        panel.plot(frame[f"paper d{metric}"], places + 0.25, "D", color=PAPER, fillstyle="none", label="the paper")
+        panel.plot(paper[f"paper d{metric}"], places + 0.25, "D", color=PAPER, fillstyle="none", label="the paper")
         panel.set_title(WORDS.get(metric, metric.removesuffix("_val")))
         panel.set_xlabel("gain (points)")
         panel.margins(x=0.15)
