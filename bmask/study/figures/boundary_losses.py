@@ -236,7 +236,7 @@ def _calibration_plot(calibrations: Dict[str, np.ndarray], share: float) -> Figu
         look = dict(color=COLOURS[variant], marker=MARKERS[k], linewidth=1 if variant == WEIGHTED else 0.6)
         panel.plot(*_calibrated(calibration), **look, label=NAMES[variant])
     panel.plot([0.5, 0.5, 0], [0, share, share], ":", color="black", linewidth=1)
-    panel.set(xlabel="predicted probability", ylabel="share that is boundary", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    panel.set(xlabel="predicted probability", ylabel="share that is boundary", xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside right center", fontsize=7)
     return figure
 
