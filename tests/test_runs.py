@@ -395,6 +395,7 @@ def test_the_identity_is_of_what_is_computed_not_of_where(monkeypatch):
     assert config.identity(cfg) == config.identity(RUN.cfg)
     cfg.MODEL.NEW_KEY = "at its default, from a later version"
     monkeypatch.setattr(config, "add_study_config", with_new_key(config.add_study_config))
+    monkeypatch.setattr(config, "_flat_defaults", config._flat_defaults.__wrapped__)  # not those of before
     assert config.identity(cfg) == config.identity(RUN.cfg)
     cfg.SOLVER.BASE_LR *= 2
     assert config.identity(cfg) != config.identity(RUN.cfg)
