@@ -115,7 +115,7 @@ def against_shipped() -> List[str]:
         for path in sorted((folder / "runs").glob("*.json")):
             twin = runs.shipped(folder.name) / "runs" / path.name
             if twin.exists():
-                ours, theirs = (json.loads(p.read_text()).get("metrics") for p in (path, twin))
+                ours, theirs = (json.loads(p.read_text(), parse_float=_digits).get("metrics") for p in (path, twin))
                 ap = [float(found["segm"]["AP"] or 0) if found else np.nan for found in (ours, theirs)]
                 apart[path.stem] = abs(ap[0] - ap[1])
                 same += bool(ours) and ours == theirs
@@ -128,6 +128,11 @@ def against_shipped() -> List[str]:
             text += f"; the others differ by up to {apart[furthest]:.1f} AP ({furthest})"
         lines.append(text + "".join(f"; of {name} one has failed" for name in failed))
     return lines
+
+
+def _digits(text: str) -> float:
+    """Those that count: sums of floats may differ in the sixteenth."""
+    return round(float(text), 9)
 
 
 def _derived(results: Path) -> List[Path]:
