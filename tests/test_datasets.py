@@ -54,6 +54,8 @@ def test_a_fifth_of_the_training_images_is_held_out_to_test_on(tmp_path):
     images = [{image["image_id"]: image for image in split.load()} for split in (whole.train, halves.train, halves.val)]
     assert (len(images[0]), len(images[1]), len(images[2])) == (8, 6, 2)
     assert images[1] | images[2] == images[0] and whole.fingerprint != halves.fingerprint
+    coarse = resolve("mask_rcnn_coarse08", "smoke-heldout")
+    complaint(lambda: prepare(coarse, None, tmp_path), "NAME-heldout has no exact masks")
 
 
 # --- the embedded shapes

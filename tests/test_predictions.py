@@ -132,6 +132,8 @@ def test_first_images_without_objects_are_kept_like_others(here, monkeypatch):
         bar = SimpleNamespace(update=lambda: None)
         arrays = predictions._predict(RUN, ("masks", "boundaries"), data, data.val.load(), images, "cpu", bar)
         assert arrays["masks"].shape == arrays["boundaries"].shape == (0, SIDE, SIDE)
+        with pytest.raises(InputError, match="the first 4 test images hold no object to draw"):
+            predictions.load_all({RUN: ()})
     finally:
         path.write_bytes(before)
 

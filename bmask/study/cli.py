@@ -368,11 +368,10 @@ def _verify():
 def _prepare_nuclei(*, source: Optional[Source] = None, out: Out = None):
     """Download BBBC038, in COCO format, to data/nuclei."""
     from . import runs
-    from .datasets import archives, nuclei
+    from .datasets import nuclei
 
     folder = (out or runs.OUTPUT / "data" / "nuclei").absolute()
-    if not archives.ready(folder / "instances_val.json"):
-        nuclei.convert(source or archives.download(nuclei.URL, folder.with_suffix(".zip")), folder)
+    nuclei.convert(source, folder)
     print(f"{folder} is ready for --profile nuclei --data {folder}")
 
 
@@ -389,11 +388,10 @@ def _prepare_coco_person(*, source: Coco = None, out: Out = None):
 def _prepare_pennfudan(*, source: Persons = None, out: Out = None):
     """Download Penn-Fudan, a second test set of persons."""
     from . import runs
-    from .datasets import archives, pennfudan
+    from .datasets import pennfudan
 
     folder = (out or runs.OUTPUT / "data" / "pennfudan").absolute()
-    if not archives.ready(folder / "instances.json"):
-        pennfudan.convert(source or archives.download(pennfudan.URL, folder.with_suffix(".zip")), folder)
+    pennfudan.convert(source, folder)
     print(f"{folder} is ready" + ("" if out else ": what is trained on coco_person is tested on it as well"))
 
 

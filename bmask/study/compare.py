@@ -61,7 +61,7 @@ def without_failed(by_seed: Dict[int, Optional[Dict]]) -> Dict[int, Dict]:
 
 def same_data(compared: Sequence[Dict], metric: str) -> bool:
     """Whether all of the records are of runs with the same data, as far as the metric is of them."""
-    keys = ["data_fingerprint", *["second_fingerprint"] * ("_second" in metric)]
+    keys = ["data_fingerprint"] + (["second_fingerprint"] if "_second" in metric else [])
     return len({tuple(record.get(key) for key in keys) for record in compared}) <= 1
 
 

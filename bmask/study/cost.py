@@ -98,7 +98,7 @@ def measure(profile: str, device: str) -> Dict:
         measured.
     """
     cfgs = {variant: configured(profile, variant, device) for variant in SYSTEMS}
-    with runs.threads_of(runs.Run(SYSTEMS[0], profile, 0), device):
+    with runs.threads_of(cfgs[SYSTEMS[0]], device):
         models = {variant: built(cfg) for variant, cfg in cfgs.items()}
         times = {variant: [_milliseconds(model, cfgs[variant]) for _ in range(2)] for variant, model in models.items()}
         round_seconds = sum(t[-1] for t in times.values()) / 1000  # the first is the warm-up

@@ -71,6 +71,11 @@ def make_folder(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
+def occupied(path: Path) -> bool:
+    """Whether there is something: a file, or a folder that is not empty."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft folder that becomes ``folder`` when the block ends, and vanishes when it raises.

@@ -253,7 +253,7 @@ def _size(found: Found, metric: str, paper: Optional[float]) -> str:
     text = _number(found[0].mean, metric)
     if np.isnan(low) or len(found[1]) == 1:
         return text
-    inside = "" if paper is None else "\u00a0=" if low <= paper <= high else "\u00a0≠"  # on one line, on a phone too
+    inside = "" if paper is None else "\u00a0" + ("=" if low <= paper <= high else "≠")  # on one line, on a phone too
     return (f"**{text}**" if low > 0 or high < 0 else text) + inside
 
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Dict, List, Optional
 
-from filelock import FileLock
-
 from ..errors import InputError
 from . import config, runs
-from .files import make_folder, write_bytes
+from .files import write_bytes
 from .runs import Options, Run
 
 
@@ -98,8 +96,7 @@ class Item(ABC):
     def note_made(self, profile: str, seeds: List[int]) -> None:
         """Add it to what has been :func:`made`."""
         folder = runs.results(profile)
-        make_folder(folder)
-        with FileLock(folder / ".made.lock"):  # two commands may work on one profile
+        with runs.locked(folder):
             items = {**made(profile), self.name: seeds}
             in_order = {name: items[name] for name in sorted(items, key=lambda name: ("figure" in name, name))}
             write_bytes(folder / "made.json", runs.as_json(in_order))

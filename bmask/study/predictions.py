@@ -133,7 +133,12 @@ def load(run: runs.Run, parts: Collection[str]) -> Predictions:
 def load_all(wanted: Mapping[runs.Run, Collection[str]]) -> Tuple[Images, Dict[runs.Run, Predictions]]:
     """The images, and what runs predict for them; see :func:`load`."""
     found = {run: load(run, parts) for run, parts in wanted.items()}
-    return load_images(list(wanted)), found
+    images = load_images(list(wanted))
+    if not images.masks:
+        raise InputError(
+            f"the first {len(images.pictures)} test images hold no object to draw; give images that do the lowest ids"
+        )
+    return images, found
 
 
 def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) -> None:
@@ -162,7 +167,7 @@ def ensure(wanted: Mapping[runs.Run, Collection[str]], options: runs.Options) ->
     dataset = sorted(data.val.load(), key=lambda image: (image["image_id"] not in credits, image["image_id"]))
     images = _keep_images(first.profile, data, dataset, credits)
     seen = {run: dataset if "quality" in parts else dataset[: len(images.pictures)] for run, parts in left.items()}
-    with runs.threads_of(first, device), tqdm(total=sum(map(len, seen.values())), unit="image") as bar:
+    with runs.threads_of(first.cfg, device), tqdm(total=sum(map(len, seen.values())), unit="image") as bar:
         for run, parts in left.items():
             bar.set_description(f"{run.variant} seed {run.seed}: predictions")
             own = datasets.prepare(run.cfg, None, runs.OUTPUT) if run.cfg.STUDY.SHAPES.COARSENESS else data

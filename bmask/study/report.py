@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from . import figures, findings, items, runs, tables
-from .files import whole_folder, write_bytes
+from .files import occupied, whole_folder, write_bytes
 from .items import Item
 
 SITE = {
@@ -137,7 +137,7 @@ def _digits(text: str) -> float:
 
 def _derived(results: Path) -> List[Path]:
     """What is made from records: not the records themselves, what was measured, and notebooks."""
-    kept = ("made.json", ".made.lock", "cost.json", runs.RESAMPLES, runs.OBJECTS)
+    kept = ("made.json", "cost.json", runs.RESAMPLES, runs.OBJECTS)
     return [
         path
         for path in [*results.glob("*/**/*"), *results.glob("README.md")]
@@ -177,7 +177,7 @@ def build(folder: Path) -> Path:
     shipped = runs.profiles(runs.shipped())
     local = [] if runs.PUBLISH else runs.profiles(runs.results())
     ours = (folder / "_static" / "report.css").exists()  # an earlier report, which is replaced
-    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
+    if occupied(folder) and not ours:
         raise InputError(f"{folder} is there already and is no report; name another folder with --out")
     if not (shipped or local):
         raise InputError(f"there are no tables or figures in {runs.results()}; `make reproduce-table-3` makes some")

@@ -26,6 +26,7 @@ from typing import Collection, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from filelock import FileLock
 
 from ..errors import InputError
@@ -263,11 +264,11 @@ def check_device(options: Options) -> str:
 
 
 @contextmanager
-def threads_of(run: Run, device: str):
-    """Within it PyTorch computes on the CPU with as many threads as the run: sums are rounded as there."""
+def threads_of(cfg: CfgNode, device: str):
+    """Within it PyTorch computes on the CPU with as many threads as a run: sums are rounded as there."""
     before = torch.get_num_threads()
     if device == "cpu":
-        torch.set_num_threads(run.cfg.STUDY.THREADS)
+        torch.set_num_threads(cfg.STUDY.THREADS)
     try:
         yield
     finally:
@@ -302,6 +303,14 @@ def keep(run: Run, record: Dict) -> None:
     write_bytes(run.own_record, as_json({**others, "metrics": metrics}))
 
 
+@contextmanager
+def locked(folder: Path):
+    """Within it no other process writes to a folder of results, which is made where there is none."""
+    make_folder(folder / "runs")
+    with FileLock(folder / "runs" / ".lock"):
+        yield
+
+
 def publish(run: Run) -> None:
     """Copy record and arrays of a run that was made here to where the tables read them, unless they are there.
 
@@ -314,8 +323,7 @@ def publish(run: Run) -> None:
     there = {name: _arrays(folder / name, [run.name]) for name in ours}
     if run.published.exists() and run.published.read_bytes() == record and _bytes(there) == _bytes(ours):
         return
-    make_folder(run.published.parent)
-    with FileLock(run.published.with_name(".lock")):
+    with locked(folder):
         names = {other.stem for other in run.published.parent.glob("*.json")} - {run.name}
         for name, arrays in ours.items():  # first: a record is never without
             if arrays := {**_arrays(folder / name, names), **arrays}:

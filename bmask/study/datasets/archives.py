@@ -15,7 +15,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ...errors import InputError
-from ..files import make_folder
+from ..files import make_folder, occupied
 
 BROKEN = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, cv2.error)  # what readers of images raise
 
@@ -27,7 +27,7 @@ def ready(last: Path) -> bool:
         InputError: there is a folder, with something else in it.
     """
     folder = last.parent
-    if not last.exists() and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if occupied(folder) and not last.exists():
         raise InputError(f"{folder} is there already and is no prepared data set; name another folder with --out")
     return last.exists()
 

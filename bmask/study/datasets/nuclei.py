@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -13,14 +14,14 @@ from tqdm.auto import tqdm
 
 from ...errors import InputError
 from ..files import whole_folder
-from .archives import opened, ready
+from .archives import download, opened, ready
 from .coco import outline
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
 
 
-def convert(source: Path, folder: Path, *, val_share: float = 0.2) -> None:
-    """Write stage1_train, given as its zip or unpacked, as COCO; does nothing where ``folder`` has it.
+def convert(source: Optional[Path], folder: Path, *, val_share: float = 0.2) -> None:
+    """Write stage1_train as COCO: its zip, unpacked, or None to download it. Does nothing where ``folder`` has it.
 
     Leaves ``images/<ImageId>.png`` (RGB), ``instances_train.json`` and ``instances_val.json`` (compressed
     RLE). A hash of the image id puts about ``val_share`` of the images into val, so that the part an image
@@ -29,9 +30,10 @@ def convert(source: Path, folder: Path, *, val_share: float = 0.2) -> None:
     Raises InputError for a folder that holds something else, and for a source that is not stage1_train or has a file
     that cannot be read.
     """
-    source, folder = Path(source), Path(folder)
+    folder = Path(folder)
     if ready(folder / "instances_val.json"):
         return
+    source = Path(source or download(URL, folder.with_suffix(".zip")))
     with opened(source, URL) as (names, read), whole_folder(folder) as draft:
         images, masks = _layout(source, names)
         (draft / "images").mkdir()

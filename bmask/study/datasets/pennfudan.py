@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from ...errors import InputError
 from ..files import whole_folder
 from . import Split
-from .archives import opened, ready
+from .archives import download, opened, ready
 from .check import check_coco
 from .coco import compressed, outline
 from .coco_person import to_jpeg
@@ -31,7 +32,7 @@ WANTED = f"give PennFudanPed.zip, its unpacked folder or a prepared one, or down
 Photograph = tuple[str, bytes, tuple[int, int], list[dict]]  # name, JPEG, height and width, an RLE a person
 
 
-def convert(source: Path, folder: Path) -> None:
+def convert(source: Optional[Path], folder: Path) -> None:
     """Write the photographs as one test set in COCO format; does nothing where ``folder`` has it.
 
     Leaves ``images/<name>.jpg`` and ``instances.json`` (compressed RLE, ids in the order of the names).
@@ -39,13 +40,14 @@ def convert(source: Path, folder: Path) -> None:
     Args:
         source: the authors' zip or its unpacked folder, whose images and masks are scaled to a shorter side of ``SIDE``
             pixels where it has more; or a prepared folder, with ``images`` and ``instances.json`` or one such file a
-            split, which is taken as it is.
+            split, which is taken as it is; None downloads the authors' zip.
 
     Raises:
         InputError: ``source`` is none of these, or an image or a mask is missing or cannot be read.
     """
     if ready(folder / "instances.json"):
         return
+    source = source or download(URL, folder.with_suffix(".zip"))
     files = sorted(source.glob("instances*.json"))
     images, annotations = [], []
     with whole_folder(folder) as draft:

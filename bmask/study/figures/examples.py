@@ -96,8 +96,7 @@ def _filled(picture: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
 
 def shown_images(run: Run, count: int) -> Figure:
     """The first test images with their truth, and what a run finds in them and where it sees boundaries."""
-    images, found = predictions.load_all({run: ["found"]})
-    (found,) = found.values()
+    images, found = predictions.load_images([run]), predictions.load(run, ["found"])
     rows = {}
     for k in range(min(count, len(images.pictures))):
         picture, inside = images.pictures[k], np.flatnonzero(images.image_of == k)
