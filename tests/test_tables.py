@@ -256,6 +256,15 @@ def resampled(output):
     return output
 
 
+def test_a_number_known_to_ten_points_or_worse_has_a_spread_without_tenths():
+    def written(mean, low, high):
+        return tables._difference(tables.pd.Series({"dAP": mean, "dAP low": low, "dAP high": high}), "AP")
+
+    assert written(8.94, 6.56, 11.33) == "+8.9 [6.6, 11.3]" and written(-14.04, -45.71, 17.82) == "-14.0 [-46, 18]"
+    assert tables._number(33.6, 0.54) == "33.6 ± 0.5" and tables._number(19.6, 12.4) == "19.6 ± 12"
+    assert written(2.0, float("nan"), float("nan")) == "+2.0"
+
+
 def by_variant(seeds, number="3"):
     return tables.named(number).frame("smoke", seeds).set_index("variant").loc
 

@@ -376,16 +376,17 @@ def _measured(frame: pd.DataFrame) -> List[str]:
 
 def _difference(row: pd.Series, metric: str) -> str:
     low, high = row[f"d{metric} low"], row[f"d{metric} high"]
-    interval = "" if pd.isna(low) else f" [{_spread(low)}, {_spread(high)}]"
+    digits = _digits((high - low) / 2)
+    interval = "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return _number(row[f"d{metric}"], sign="+") + interval
 
 
-def _spread(value: float) -> str:
-    """A standard deviation, or an end of an interval: where it is tens of points, tenths say nothing."""
-    return f"{value:.1f}" if abs(value) < 10 else f"{value:.0f}"
+def _digits(spread: float) -> int:
+    """After the point: where a number is known to ten points or worse, tenths of its spread say nothing."""
+    return 0 if spread >= 10 else 1
 
 
 def _number(value: float, std: float = NAN, sign: str = "") -> str:
     if pd.isna(value):
         return "–"
-    return f"{round(value, 1) + 0.0:{sign}.1f}" + ("" if pd.isna(std) else f" ± {_spread(std)}")
+    return f"{round(value, 1) + 0.0:{sign}.1f}" + ("" if pd.isna(std) else f" ± {std:.{_digits(std)}f}")
