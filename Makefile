@@ -40,7 +40,7 @@ help:  ## list the targets and variables
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
 	@echo
 	@echo "Variables, with their defaults:"
-	@echo "  PROFILE=cpu     smoke, cpu, coco_person, nuclei, cpu_scratch, gpu_scratch, paper or paper_cityscapes: data,"
+	@echo "  PROFILE=cpu     smoke, cpu, coco_person, nuclei, gpu, paper or paper_cityscapes: data,"
 	@echo "                  backbone, schedule; such as cpu-samedetector for one detector under all mask heads,"
 	@echo "                  or paper-batch8 for another number of images a batch (linear scaling rule)"
 	@echo "  SEEDS=0         runs of each row, such as 0,1,2"

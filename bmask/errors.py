@@ -41,8 +41,9 @@ def stoppable():
 
 
 def nearest(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for an unknown name, with the nearest known one."""
+    """The error for an unknown name, with the nearest known one: that before a hyphen, if it is known."""
     (close,) = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    close = next((each for each in known if str(name).startswith(f"{each}-")), close)
     return InputError(f"there is no {kind} {name!r}: did you mean {close!r}; known are {', '.join(known)}")
 
 

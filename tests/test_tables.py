@@ -198,7 +198,7 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(call, message):
     [
         (["--table", "3", "--data", "{}"], "this profile makes its own data"),
         (["--table", "33"], "did you mean '3'"),
-        (["--table", "3", "--profile", "cpu-batch0"], "did you mean 'cpu_scratch'"),
+        (["--table", "3", "--profile", "cpu-batch0"], "did you mean 'cpu';"),
         (["--variant", "bmask_rcn"], "did you mean 'bmask_rcnn'"),
         (
             ["--table", "3", "--profile", "nuclei", "--data", "/does/not/exist"],
