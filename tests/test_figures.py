@@ -131,24 +131,23 @@ def test_training_curves_of_more_variants_than_there_are_markers(output):
     assert len(training_curves.curves_of(shown)[0].axes[2].lines) == len(shown)
 
 
-def publish_coarse(finer=None):
+def publish_coarse():
     """Records for Fig. 7a, those of coarse runs with how much finer their masks are than annotations."""
     for system, ap in (("mask_rcnn", 30), ("bmask_rcnn", 34)):
         publish(system, 0, ap)
         for level, gain in (("02", 3), ("04", 2), ("08", 1), ("16", 0)):
             ap = 30 + gain * (system == "bmask_rcnn")
             publish(f"{system}_coarse{level}", 0, ap, annotation_iou=1 - int(level) / 50)
-            if finer is not None:
-                path = runs.Run(f"{system}_coarse{level}", "smoke", 0).published
-                record = json.loads(path.read_text())
-                record["metrics"]["true_boxes"] = {"finer": finer, "bootstrap": {"finer": [finer - 1, finer + 1] * 100}}
-                files.write_bytes(path, json.dumps(record).encode())
+            path = runs.Run(f"{system}_coarse{level}", "smoke", 0).published
+            record = json.loads(path.read_text())
+            record["metrics"]["true_boxes"] = {"finer": 2.5, "bootstrap": {"finer": [1.5, 3.5] * 100}}
+            files.write_bytes(path, json.dumps(record).encode())
 
 
 def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictured):
     publish_coarse()
     (figure, caption), (examples, _) = drawn("7a").values()
-    assert [panel.get_title() for panel in figure.axes] == ["gain in AP", "gain in AP75"]
+    assert [panel.get_title() for panel in figure.axes[:2]] == ["gain in AP", "gain in AP75"]
     exact, coarse = lines(figure.axes[0], 5)
     assert list(exact) == list(coarse) == [4, 3, 2, 1, 0]
     assert figure.axes[0].lines[0].get_xdata() == pytest.approx([1, 0.96, 0.92, 0.84, 0.68], abs=0.01)
@@ -159,11 +158,6 @@ def test_figure_7a_draws_gains_over_the_quality_of_the_annotation(output, pictur
     assert "0.96: +3.0 and +3.0" in caption and "0.68: +0.0 and +0.0" in caption
     titles = [panel.get_title() for panel in examples.axes][:4]
     assert titles == ["image", "annotation", "predicted mask", "predicted boundary"]
-
-
-def test_figure_7a_draws_how_much_finer_masks_are_where_records_say_it(output, pictured):
-    publish_coarse(finer=2.5)
-    (figure, caption), _ = drawn("7a").values()
     assert [list(values) for values in lines(figure.axes[2], 4)] == [[2.5] * 4] * 2
     assert "0.96: +2.5; 0.92: +2.5" in caption
 

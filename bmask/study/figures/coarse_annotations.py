@@ -10,7 +10,6 @@ from .. import compare, predictions, stats
 from ..runs import Run
 from .style import (
     COLOURS,
-    COLUMN,
     OURS,
     PAGE,
     PAPER,
@@ -42,8 +41,8 @@ def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:
                 line[f"{truth} low"], line[f"{truth} high"] = compare.interval(ours, base, name)
             lines.append(line)
         for system, by_seed in (("mask_rcnn", base), ("bmask_rcnn", ours)):
-            found = compare.contrast([(1, by_seed)], "finer")
-            if coarse and not np.isnan(found.mean):
+            if coarse:
+                found = compare.contrast([(1, by_seed)], "finer")
                 low, high = found.interval
                 finer.append({**place, "system": system, "finer": found.mean, "low": low, "high": high})
     frame = pd.DataFrame(lines).sort_values("annotation_iou", ascending=False)
@@ -98,16 +97,13 @@ def _caption(shown: List[Run], records: Dict, frame: pd.DataFrame, finer: pd.Dat
         f"{line.annotation_iou:.2f}: {line.exact:+.1f} and {line.coarse:+.1f}" for line in gains.itertuples()
     )
     *grades, last = map(str, sorted({_percent(run) for run in shown}))
-    caption = (
+    ours = finer[finer["system"] == "bmask_rcnn"].sort_values("annotation_iou", ascending=False)
+    above = "; ".join(f"{line.annotation_iou:.2f}: {line.finer:+.1f}" for line in ours.itertuples())
+    return (
         f"BMask R-CNN gains {most.exact:+.1f} AP over Mask R-CNN when both are trained on exact masks, and "
         f"{coarsest.exact:+.1f} when on the coarsest annotations, a difference of {change.mean:+.1f} "
         f"{'[{:+.1f}, {:+.1f}]'.format(*change.interval)}. "
-    )
-    if len(finer):
-        ours = finer[finer["system"] == "bmask_rcnn"].sort_values("annotation_iou", ascending=False)
-        said = "; ".join(f"{line.annotation_iou:.2f}: {line.finer:+.1f}" for line in ours.itertuples())
-        caption += f"In true boxes the IoU of its masks less that of the annotations is, in points (right): {said}. "
-    return caption + (
+        f"In true boxes the IoU of its masks less that of the annotations is, in points (right): {above}. "
         f"Annotations are polygons that are off by {', '.join(grades)} and {last}% of the size of the object (the "
         "square root of its area); from left to right they get worse. Gains are measured with the exact masks and with "
         "polygons as coarse as those trained on. Lines are 95% intervals over images"
@@ -120,11 +116,11 @@ def _caption(shown: List[Run], records: Dict, frame: pd.DataFrame, finer: pd.Dat
 def _plot(frame: pd.DataFrame, finer: pd.DataFrame) -> Figure:
     """A panel a ``metric`` of the frame: what is gained by ``exact`` and by ``coarse`` masks, with intervals.
 
-    finer: what masks have above their annotations in IoU, by system; without rows there is no such panel.
+    finer: what masks have above their annotations in IoU, by system: the last panel.
     """
     metrics = list(dict.fromkeys(frame["metric"]))
-    figure = new_figure(PAGE if len(finer) else COLUMN, 2.6)
-    panels = figure.subplots(1, len(metrics) + bool(len(finer)), squeeze=False)[0]
+    figure = new_figure(PAGE, 2.6)
+    panels = figure.subplots(1, len(metrics) + 1)
     for panel, metric in zip(panels, metrics):
         lines = frame[frame["metric"] == metric]
         for truth, shade, look, shift in (("exact", OURS, "o-", 0.002), ("coarse", PAPER, "s--", -0.002)):
@@ -134,11 +130,10 @@ def _plot(frame: pd.DataFrame, finer: pd.DataFrame) -> Figure:
     panels[0].set_ylabel("points")
     handles, labels = panels[0].get_legend_handles_labels()
     for (system, name), look, shift in zip(SYSTEMS.items(), ("s--", "o-"), (-0.002, 0.002)):
-        if len(finer):
-            lines = finer[finer["system"] == system].sort_values("annotation_iou")
-            _with_intervals(panels[-1], lines, "finer", "", look, COLOURS[system], name, shift)
-            panels[-1].set_title("IoU of mask minus IoU of annotation")
-            panels[-1].legend(fontsize=7)
+        lines = finer[finer["system"] == system].sort_values("annotation_iou")
+        _with_intervals(panels[-1], lines, "finer", "", look, COLOURS[system], name, shift)
+    panels[-1].set_title("IoU of mask minus IoU of annotation")
+    panels[-1].legend(fontsize=7)
     for panel in panels:
         panel.axhline(0, color="0.4", linewidth=1)
         panel.invert_xaxis()
