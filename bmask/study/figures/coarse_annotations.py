@@ -40,8 +40,8 @@ def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:
                 line[truth] = np.mean([compare.value(ours[s], name) - compare.value(base[s], name) for s in seeds])
                 line[f"{truth} low"], line[f"{truth} high"] = compare.interval(ours, base, name)
             lines.append(line)
-        for system, by_seed in (("mask_rcnn", base), ("bmask_rcnn", ours)):
-            if coarse:
+        if coarse:
+            for system, by_seed in (("mask_rcnn", base), ("bmask_rcnn", ours)):
                 found = compare.contrast([(1, by_seed)], "finer")
                 low, high = found.interval
                 finer.append({**place, "system": system, "finer": found.mean, "low": low, "high": high})
