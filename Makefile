@@ -48,7 +48,7 @@ help:  ## list the targets and variables
 	@echo "  NUM_GPUS=1      GPUs of one run (with DEVICE=cpu: processes)"
 	@echo "  ACCUMULATE=1    parts of each batch that are taken one after the other, for less memory"
 	@echo "  JOBS=0          runs at a time; 0: one a core, or one on a GPU"
-	@echo "  DATA=           folder of the data set, for coco_person, nuclei, paper and paper_cityscapes"
+	@echo "  DATA=           folder of the data set, for coco_person, nuclei, gpu, paper and paper_cityscapes"
 	@echo "  REUSE=          1 takes the shipped records instead of training anew"
 	@echo "  LAUNCHER=local  slurm makes each run a job of the Slurm cluster that this machine belongs to, and"
 	@echo "  SLURM=          has what jobs are submitted with, such as \"partition=gpu time=600 mem=32G\""
