@@ -8,21 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import compare, predictions, stats
 from ..runs import Run
-from .style import (
-    COLOURS,
-    OURS,
-    PAGE,
-    PAPER,
-    SYSTEMS,
-    Drawn,
-    Panel,
-    crop,
-    iou,
-    new_figure,
-    pictures,
-    spread,
-    styled,
-)
+from .style import COLOURS, OURS, PAGE, PAPER, SYSTEMS, Drawn, Panel, crop, iou, new_figure, pictures, spread, styled
 
 
 def draw(shown: List[Run], kept: Dict[Run, Sequence[str]]) -> Drawn:
