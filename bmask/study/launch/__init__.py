@@ -107,7 +107,7 @@ def carry_out(wanted: List[runs.Run], launcher: Union[Local, Slurm], jobs: int) 
                 status = worker.poll()
                 progress = runs.progress(run)
                 done[run] = max(done[run], min(progress.get("iteration", 0), iterations[run]))
-                texts.append(f"{wanted.index(run) + 1} {run.title} seed {run.seed}: {worker.phase(progress)}")
+                texts.append(f"{run.title} seed {run.seed}: {worker.phase(progress)}")
                 if status is None:
                     continue
                 del workers[run]
