@@ -19,6 +19,7 @@ from .stats import Estimate
 
 HOLDS, OPPOSITE, OPEN, NONE = "holds", "opposite", "open", "no verdict"
 LEVEL = 0.05  # of a verdict, after the correction
+SAME_DETECTOR = "-samedetector"  # at the end of the names of that protocol's profiles
 Found = Optional[Tuple[Estimate, List[int]]]  # what records say of a comparison, and of which seeds they are
 
 
@@ -197,29 +198,29 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Found:
     return (stats.mean_of_objects(measured), kept) if measured else None
 
 
-def overview(profiles: Sequence[str]) -> str:
+def overview(profiles: Sequence[str], measured: bool = False) -> str:
     """The claims with a verdict for each profile, and below each its comparisons: the paper's number and ours.
 
     A verdict links to its table or figure, and its notebook. Profiles without any verdict are left out, where others
-    have one.
+    have one, and with ``measured`` what none of them has measured.
     """
     every = {profile: judge(profile) for profile in profiles}
     judged = {p: found for p, found in every.items() if any(j.verdict != NONE for js in found.values() for j in js)}
     judged = judged or every
-    lines = ["| | paper | " + " | ".join(f"[{_short(profile)}]({profile}/README.md)" for profile in judged) + " |"]
-    lines.append("| --- | --- |" + " --- |" * len(judged))
+    lines = [["", "paper", *(f"[{profile.removesuffix(SAME_DETECTOR)}]({profile}/README.md)" for profile in judged)]]
+    lines.append(["---"] * len(lines[0]))
     for claim in claims():
-        cells = [_verdicts(claim, judged[profile][claim], profile) for profile in judged]
-        lines.append("| " + " | ".join([f"**{claim.text}**", "", *cells]) + " |")
+        rows = []
         for k, comparison in enumerate(claim.comparisons):
-            paper = comparison.paper(claim.metrics[0])
-            cells = [_size(judged[profile][claim][0].found[k], claim.metrics[0], paper) for profile in judged]
-            lines.append("| " + " | ".join([comparison.words, _number(paper, claim.metrics[0]), *cells]) + " |")
-    return "\n".join(lines)
-
-
-def _short(profile: str) -> str:
-    return "same detector" if profile.endswith("-samedetector") else profile
+            found = [judged[profile][claim][0].found[k] for profile in judged]
+            if any(found) or not measured:
+                paper = comparison.paper(claim.metrics[0])
+                cells = [_size(each, claim.metrics[0], paper) for each in found]
+                rows.append([comparison.words, _number(paper, claim.metrics[0]), *cells])
+        if rows:
+            cells = [_verdicts(claim, judged[profile][claim], profile) for profile in judged]
+            lines += [[f"**{claim.text}**", "", *cells], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _verdicts(claim: Claim, judged: List[Judged], profile: str) -> str:
@@ -331,8 +332,12 @@ def _interval(found: Found, metric: str) -> str:
 def text(profiles: List[str]) -> str:
     """What differs from the paper, the claims with their verdicts, and what surprised; without a title."""
     notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
-    settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in profiles)
-    claimed = ["## The paper's claims", notes["reading"].strip(), overview(profiles)]
+    joint, same = ([p for p in profiles if p.endswith(SAME_DETECTOR) == kind] for kind in (False, True))
+    settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in joint or same)
+    claimed = ["## The paper's claims", notes["reading"].strip(), overview(joint or same)]
+    if joint and same:
+        claimed += ["### With the same detector for all rows", notes["same_detector"].strip()]
+        claimed.append(overview(same, measured=True))
     if not runs.PUBLISH:  # the notes are of the shipped results
         return "\n\n".join([settings, *claimed])
     surprises = ["## What surprised, and was looked into", notes["surprises"].strip()]
