@@ -194,7 +194,7 @@ def test_one_seed_has_numbers_on_the_page_and_no_verdict(output):
     publish("bmask_rcnn", 0, 2)
     tables.named("3").note_made("smoke", [0])
     rows = [line for line in findings.write().read_text().splitlines() if line.startswith("|")]
-    assert rows[0] == "|  | paper | [smoke](smoke/README.md) |" and {row.count("|") for row in rows} == {4}
+    assert rows[0] == "| | paper | [smoke](smoke/README.md) |" and {row.count("|") for row in rows} == {4}
     assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 |" in rows and not any("holds" in row for row in rows)
 
 
@@ -207,6 +207,7 @@ def test_one_detector_has_a_table_of_its_own_with_what_was_measured(output):
     assert "- `smoke`:" in joint and "smoke-samedetector" not in joint and "Every backbone gains" in joint
     assert "[smoke](smoke-samedetector/README.md)" in same and "Every backbone gains" not in same
     assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 |" in same
+    assert "- `cpu-samedetector`:" in findings.text(["smoke", "cpu-samedetector"])  # no other profile has its settings
 
 
 def test_the_shipped_overviews_fit_a_screen_and_their_links_lead_somewhere():

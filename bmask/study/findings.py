@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from . import compare, predictions, runs, stats, tables
+from . import compare, config, predictions, runs, stats, tables
 from .config import EXPERIMENTS
 from .files import write_bytes
 from .items import Item
@@ -19,7 +19,6 @@ from .stats import Estimate
 
 HOLDS, OPPOSITE, OPEN, NONE = "holds", "opposite", "open", "no verdict"
 LEVEL = 0.05  # of a verdict, after the correction
-SAME_DETECTOR = "-samedetector"  # at the end of the names of that protocol's profiles
 Found = Optional[Tuple[Estimate, List[int]]]  # what records say of a comparison, and of which seeds they are
 
 
@@ -207,8 +206,8 @@ def overview(profiles: Sequence[str], measured: bool = False) -> str:
     every = {profile: judge(profile) for profile in profiles}
     judged = {p: found for p, found in every.items() if any(j.verdict != NONE for js in found.values() for j in js)}
     judged = judged or every
-    lines = [["", "paper", *(f"[{profile.removesuffix(SAME_DETECTOR)}]({profile}/README.md)" for profile in judged)]]
-    lines.append(["---"] * len(lines[0]))
+    names = [f"[{profile.replace('-samedetector', '')}]({profile}/README.md)" for profile in judged]
+    lines = ["| | paper | " + " | ".join(names) + " |", "| --- | --- |" + " --- |" * len(judged)]
     for claim in claims():
         rows = []
         for k, comparison in enumerate(claim.comparisons):
@@ -219,8 +218,8 @@ def overview(profiles: Sequence[str], measured: bool = False) -> str:
                 rows.append([comparison.words, _number(paper, claim.metrics[0]), *cells])
         if rows:
             cells = [_verdicts(claim, judged[profile][claim], profile) for profile in judged]
-            lines += [[f"**{claim.text}**", "", *cells], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            lines += ["| " + " | ".join(row) + " |" for row in ([f"**{claim.text}**", "", *cells], *rows)]
+    return "\n".join(lines)
 
 
 def _verdicts(claim: Claim, judged: List[Judged], profile: str) -> str:
@@ -332,8 +331,10 @@ def _interval(found: Found, metric: str) -> str:
 def text(profiles: List[str]) -> str:
     """What differs from the paper, the claims with their verdicts, and what surprised; without a title."""
     notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
-    joint, same = ([p for p in profiles if p.endswith(SAME_DETECTOR) == kind] for kind in (False, True))
-    settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in joint or same)
+    joint = [profile for profile in profiles if config.same_detector(profile) != profile]
+    same = [profile for profile in profiles if profile not in joint]
+    told = [profile for profile in profiles if profile not in map(config.same_detector, joint)]
+    settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in told)
     claimed = ["## The paper's claims", notes["reading"].strip(), overview(joint or same)]
     if joint and same:
         claimed += ["### With the same detector for all rows", notes["same_detector"].strip()]

@@ -22,7 +22,7 @@ PUBLISHED = "published"
 WIDTH = 100  # characters of a line
 NAN = float("nan")
 SHOWN = ("AP", "AP75", "AP_val", "AP75_val")  # metrics that the text shows; all of them are in the CSV
-NOT_DRAWN = ("APS", "APM", "APL", "APb50", "APb75", "AP_cityscapes")  # a picture of seven panels is hard to read
+NOT_DRAWN = ("APS", "APM", "APL", "APb50", "APb75", "AP_cityscapes")  # for a look: more panels are hard to read
 # Further metrics of all tables, as far as records have them: what is said of them, what a reader calls them, and
 # those whose gains are shown.
 FURTHER = (
