@@ -207,12 +207,37 @@ def test_one_detector_has_a_table_of_its_own_with_what_was_measured(output):
     assert "- `smoke`:" in joint and "smoke-samedetector" not in joint and "Every backbone gains" in joint
     assert "[smoke](smoke-samedetector/README.md)" in same and "Every backbone gains" not in same
     assert "| BMask R-CNN over Mask R-CNN | +1.5 | +2.0 |" in same
-    assert "- `cpu-samedetector`:" in findings.text(["smoke", "cpu-samedetector"])  # no other profile has its settings
+    judged = {profile: findings.judge(profile) for profile in ("smoke", "cpu-samedetector")}
+    assert "- `cpu-samedetector`:" in findings.text(judged)  # no other profile has its settings
+
+
+def test_the_claims_of_the_ablations_are_drawn_beside_the_paper(output):
+    made = [("smoke", 2, 1), ("smoke", 2, 2), ("smoke-samedetector", 3, 1), ("smoke-samedetector", 3, 2), ("cpu", 9, 1)]
+    for profile, mean, seed in made:
+        publish("mask_rcnn", seed, 0, profile=profile)
+        publish("bmask_rcnn", seed, mean, profile=profile)
+    judged = {profile: findings.judge(profile) for profile in ("cpu", "smoke", "smoke-samedetector")}
+    frame = findings.frame(judged)
+    assert set(frame["data"]) == {
+        "generated shapes\nsmoke"
+    }  # one seed, and so no verdict, where another profile has one
+    first = frame[frame["comparison"] == "BMask R-CNN over Mask R-CNN"].set_index("protocol")
+    assert first["gain"].to_dict() == {"joint": 2, "same detector": 3} and set(first["paper"]) == {1.5}
+    assert set(first["verdict"]) == {"holds"} and set(frame["verdict"]) == {"holds", ""}
+    (panel,) = (figure := findings.gains.claims(frame)).axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    drawn = {line.get_label(): dict(zip(*line.get_data()[::-1])) for line in panel.lines[1:]}
+    place = labels.index("BMask R-CNN over Mask R-CNN")
+    at = {label: [x for y, x in points.items() if round(y) == place] for label, points in drawn.items()}
+    assert at == {"joint": [2], "same detector": [3], "the paper": [1.5]}
+    assert [text.get_text() for text in panel.texts if text.get_text()] == ["holds", "holds"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["joint", "same detector", "the paper"]
+    assert findings.frame({"cpu": judged["cpu"]})["gain"].max() == 9
 
 
 def test_the_shipped_overviews_fit_a_screen_and_their_links_lead_somewhere():
     with runs.as_shipped():
-        text = findings.text(runs.profiles(runs.shipped()))
+        text = findings.text({profile: findings.judge(profile) for profile in runs.profiles(runs.shipped())})
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert links and all((runs.shipped() / link).exists() for link in links)
     seen = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("**", "")

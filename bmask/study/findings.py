@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from ..errors import InputError
 from . import compare, config, predictions, runs, stats, tables
 from .config import EXPERIMENTS
+from .figures import gains, style
 from .files import write_bytes
 from .items import Item
 from .stats import Estimate
@@ -130,7 +132,10 @@ class Judged(NamedTuple):
         return OPEN if self.p >= LEVEL else HOLDS if self.holds else OPPOSITE
 
 
-def judge(profile: str) -> Dict[Claim, List[Judged]]:
+Claims = Dict[Claim, List[Judged]]  # each judged by each of its metrics
+
+
+def judge(profile: str) -> Claims:
     """What the records of a profile say of each claim, by each of its metrics.
 
     Holm's correction is over the claims: those that AP and the like judge, and those in true boxes apart.
@@ -197,15 +202,19 @@ def _thickness(variants: List[str], profile: str, seeds: List[int]) -> Found:
     return (stats.mean_of_objects(measured), kept) if measured else None
 
 
-def overview(profiles: Sequence[str], measured: bool = False) -> str:
+def _decided(judged: Dict[str, Claims]) -> Dict[str, Claims]:
+    """The profiles with any verdict; all of them, where none has one."""
+    some = {p: found for p, found in judged.items() if any(j.verdict != NONE for js in found.values() for j in js)}
+    return some or judged
+
+
+def overview(judged: Dict[str, Claims], measured: bool = False) -> str:
     """The claims with a verdict for each profile, and below each its comparisons: the paper's number and ours.
 
     A verdict links to its table or figure, and its notebook. Profiles without any verdict are left out, where others
     have one, and with ``measured`` what none of them has measured.
     """
-    every = {profile: judge(profile) for profile in profiles}
-    judged = {p: found for p, found in every.items() if any(j.verdict != NONE for js in found.values() for j in js)}
-    judged = judged or every
+    judged = _decided(judged)
     names = [f"[{profile.replace('-samedetector', '')}]({profile}/README.md)" for profile in judged]
     lines = ["| | paper | " + " | ".join(names) + " |", "| --- | --- |" + " --- |" * len(judged)]
     for claim in claims():
@@ -283,18 +292,26 @@ def numbers(profile: str) -> str:
     return f"## The paper's claims\n\n{words}\n\n{table}" if lines else ""
 
 
-def headlines(profiles: Sequence[str]) -> str:
-    """In a line each, what profiles say of the claims that come first: their verdicts, with the number if it is one."""
-    judged, lines = {profile: judge(profile) for profile in profiles}, []
-    for claim in claims()[:3]:
-        said = []
-        for profile, found in judged.items():
-            by_ap = found[claim][0]
-            if by_ap.verdict != NONE:
-                number = f" {_interval(by_ap.found[0], claim.metrics[0])}" if len(by_ap.found) == 1 else ""
-                said.append(f"`{profile}`{number}: {_said(found[claim], ', in true boxes ')}")
-        lines.append(f"- **{claim.text}.** {'; '.join(said)}.")
-    return "\n".join(lines)
+def frame(judged: Dict[str, Claims]) -> pd.DataFrame:
+    """The comparisons of the paper's ablations, Tables 3 to 8, as :func:`bmask.study.figures.gains.claims` draws them.
+
+    Of profiles without any verdict only where none has one.
+    """
+    lines = []
+    for profile, found in _decided(judged).items():
+        data = runs.Run("mask_rcnn", profile, 0).cfg.STUDY.DATASET
+        title = f"{tables.DATA.get(data, data)}\n{profile.replace('-samedetector', '')}"
+        protocol = tables.SAME if config.same_detector(profile) == profile else "joint"
+        for claim, (by_ap, *_) in found.items():
+            if claim.metrics[0] != "AP" or claim.shown.name not in ("3", "4", "5", "6", "7", "8"):
+                continue
+            for comparison, each in zip(claim.comparisons, by_ap.found):
+                estimate = each[0] if each else Estimate(np.nan)
+                numbers = comparison.paper("AP"), estimate.mean, *estimate.interval
+                verdict = by_ap.verdict.replace(NONE, "")
+                lines.append([claim.text, comparison.words, title, protocol, verdict, *numbers])
+    columns = ["claim", "comparison", "data", "protocol", "verdict", "paper", "gain", "low", "high"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def answer(item: Item, profile: str) -> str:
@@ -328,12 +345,16 @@ def _interval(found: Found, metric: str) -> str:
     return text + ("" if metric == "time" else f", {seeds} seed{'s' * (seeds > 1)}")
 
 
-def text(profiles: List[str]) -> str:
-    """What differs from the paper, the claims with their verdicts, and what surprised; without a title."""
+def text(judged: Dict[str, Claims]) -> str:
+    """What differs from the paper, the claims with their verdicts, and what surprised; without a title.
+
+    Args:
+        judged: each profile's :func:`judge`.
+    """
     notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
-    joint = [profile for profile in profiles if config.same_detector(profile) != profile]
-    same = [profile for profile in profiles if profile not in joint]
-    told = [profile for profile in profiles if profile not in map(config.same_detector, joint)]
+    joint = {profile: found for profile, found in judged.items() if config.same_detector(profile) != profile}
+    same = {profile: found for profile, found in judged.items() if profile not in joint}
+    told = [profile for profile in judged if profile not in map(config.same_detector, joint)]
     settings = "\n".join(f"- `{profile}`: {tables.setting(profile)}" for profile in told)
     claimed = ["## The paper's claims", notes["reading"].strip(), overview(joint or same)]
     if joint and same:
@@ -345,12 +366,20 @@ def text(profiles: List[str]) -> str:
     return "\n\n".join([notes["setting"].strip() + ":", settings, *claimed, *surprises])
 
 
+def picture(judged: Dict[str, Claims], path: Path) -> str:
+    """Draw the claims of Tables 3 to 8; returns the picture and its caption as Markdown."""
+    notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
+    style.save(gains.claims(frame(judged)), path)
+    return f"![Claims of the paper, ours and the paper's gains]({path.name})\n\n{notes['picture'].strip()}"
+
+
 def write() -> Path:
     """Write the ``README.md`` of all results: the findings, and where the tables and figures of each profile are."""
     folder = runs.results()
-    profiles = runs.profiles(folder)
-    links = ", ".join(f"[{p}]({p}/README.md)" for p in profiles)
+    judged = {profile: judge(profile) for profile in runs.profiles(folder)}
+    links = ", ".join(f"[{p}]({p}/README.md)" for p in judged)
     title = "# Findings" if runs.PUBLISH else "# What was made here"
-    content = "\n\n".join([title, text(profiles), f"All tables and figures: {links}."])
+    drawn = picture(judged, folder / "claims.png")
+    content = "\n\n".join([title, drawn, text(judged), f"All tables and figures: {links}."])
     write_bytes(folder / "README.md", f"{content}\n".encode())
     return folder / "README.md"

@@ -140,7 +140,7 @@ def _derived(results: Path) -> List[Path]:
     kept = ("made.json", "cost.json", runs.RESAMPLES, runs.OBJECTS)
     return [
         path
-        for path in [*results.glob("*/**/*"), *results.glob("README.md")]
+        for path in [*results.glob("*/**/*"), *results.glob("*.*")]
         if path.is_file()
         and path.relative_to(results).parts[0] != "local"
         and path.name not in kept
@@ -187,8 +187,10 @@ def build(folder: Path) -> Path:
         with runs.as_shipped():
             for profile in shipped:
                 _write_profile(source / profile, profile, commits)
-            said = findings.text(shipped)
-            index = [f"# {SITE['project']}", INTRODUCTION, findings.headlines(shipped), _cards(shipped)]
+            judged = {profile: findings.judge(profile) for profile in shipped}
+            said = findings.text(judged)
+            drawn = findings.picture(judged, source / "claims.png")
+            index = [f"# {SITE['project']}", INTRODUCTION, drawn, _cards(shipped)]
         for profile in local:
             _write_profile(source / "local" / profile, profile, commits)
         _write_commits(source / "commits.md", commits)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .style import COLUMN, OURS, PAPER, new_figure, styled
+from .style import COLUMN, OURS, PAGE, PAPER, new_figure, styled
 
 WORDS = {"APb": "box AP", "APb50": "box AP50", "APb75": "box AP75", "IoU": "mask IoU in true boxes"}
 
@@ -86,6 +86,41 @@ def against_time(frames: Dict[str, pd.DataFrame], costs: Dict[str, Dict], rows: 
     panel.margins(x=0.25, y=0.15)
     figure.legend(loc="outside lower center", ncols=3)
     return _titled(figure, title)
+
+
+@styled
+def claims(found: pd.DataFrame) -> Figure:
+    """What the comparisons of claims gain, and the verdicts on them, here and in the paper.
+
+    Args:
+        found: from :func:`bmask.study.findings.frame`.
+
+    Returns:
+        One panel for each data: claims and their comparisons from top to bottom, points of AP from left to right.
+    """
+    claimed = found.groupby("claim", sort=False)["comparison"]
+    rows = [(claim, row) for claim, compared in claimed for row in ("", *compared.unique())]
+    found = found.assign(place=[rows.index(row) for row in zip(found["claim"], found["comparison"])])
+    figure = new_figure(PAGE, 0.18 * len(rows) + 1)
+    panels = figure.subplots(1, found["data"].nunique(), sharey=True, squeeze=False)[0]
+    for panel, (data, own) in zip(panels, found.groupby("data", sort=False)):
+        panel.axvline(0, color="0.4", linewidth=1)
+        for k, (protocol, lines) in enumerate(own.groupby("protocol", sort=False)):
+            colour, height = (OURS, "0.2")[k], lines["place"] + (-0.22, 0.22)[k]
+            panel.hlines(height, lines["low"], lines["high"], color=colour, linewidth=1.2)
+            panel.plot(lines["gain"], height, "os"[k], color=colour, markersize=3.5, label=protocol)
+            for claim, verdict in lines[["claim", "verdict"]].drop_duplicates().values:
+                place, scales = (0.25 + 0.5 * k, rows.index((claim, ""))), ("axes fraction", "data")
+                panel.annotate(verdict, place, xycoords=scales, color=colour, ha="center", va="center")
+        panel.plot(own["paper"], own["place"], "D", color=PAPER, fillstyle="none", markersize=3.5, label="the paper")
+        panel.set(title=data, xlabel="gain (points of AP)")
+    panels[0].set_yticks(range(len(rows)), [row or claim for claim, row in rows])
+    for label, (_, row) in zip(panels[0].get_yticklabels(), rows):
+        label.set_fontweight("normal" if row else "bold")
+    panels[0].set_ylim(len(rows) - 0.5, -0.7)
+    handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    return figure
 
 
 def _titled(figure: Figure, title: str) -> Figure:
