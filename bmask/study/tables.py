@@ -88,6 +88,7 @@ class Table(Item):
     def heading_in(self, profile: str) -> str:
         cfg = Run(self.variants[0], profile, 0).cfg
         here = f"{DATA.get(cfg.STUDY.DATASET, cfg.STUDY.DATASET)}, {_network(cfg)}"
+        here += f", {SAME}" if cfg.STUDY.SAME_DETECTOR else ""
         return f"{self.label} on {here}" + (f"; the paper: {self.of}" if self.of else "")
 
     def fits(self, profile: str) -> bool:
