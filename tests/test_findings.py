@@ -233,6 +233,8 @@ def test_the_claims_of_the_ablations_are_drawn_beside_the_paper(output):
     assert [text.get_text() for text in panel.texts if text.get_text()] == ["holds", "holds"]
     assert [text.get_text() for text in figure.legends[0].texts] == ["joint", "same detector", "the paper"]
     assert findings.frame({"cpu": judged["cpu"]})["gain"].max() == 9
+    (panel,) = findings.gains.claims(frame[frame["protocol"] == "same detector"]).axes
+    assert panel.lines[1].get_marker() == "s"  # as where both protocols are drawn
 
 
 def test_the_shipped_overviews_fit_a_screen_and_their_links_lead_somewhere():

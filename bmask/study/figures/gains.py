@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .style import COLUMN, OURS, PAGE, PAPER, new_figure, styled
+from .style import COLUMN, OURS, PAPER, new_figure, styled
 
 WORDS = {"APb": "box AP", "APb50": "box AP50", "APb75": "box AP75", "IoU": "mask IoU in true boxes"}
 
@@ -101,11 +101,12 @@ def claims(found: pd.DataFrame) -> Figure:
     claimed = found.groupby("claim", sort=False)["comparison"]
     rows = [(claim, row) for claim, compared in claimed for row in ("", *compared.unique())]
     found = found.assign(place=[rows.index(row) for row in zip(found["claim"], found["comparison"])])
-    figure = new_figure(PAGE, 0.18 * len(rows) + 1)
+    figure = new_figure(2.7 + 1.6 * found["data"].nunique(), 0.18 * len(rows) + 1)
     panels = figure.subplots(1, found["data"].nunique(), sharey=True, squeeze=False)[0]
     for panel, (data, own) in zip(panels, found.groupby("data", sort=False)):
         panel.axvline(0, color="0.4", linewidth=1)
-        for k, (protocol, lines) in enumerate(own.groupby("protocol", sort=False)):
+        for protocol, lines in own.groupby("protocol", sort=False):
+            k = int(protocol != "joint")
             colour, height = (OURS, "0.2")[k], lines["place"] + (-0.22, 0.22)[k]
             panel.hlines(height, lines["low"], lines["high"], color=colour, linewidth=1.2)
             panel.plot(lines["gain"], height, "os"[k], color=colour, markersize=3.5, label=protocol)
