@@ -163,6 +163,11 @@ def claims() -> List[Claim]:
     return found
 
 
+@cache
+def _notes() -> Dict[str, str]:
+    return yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
+
+
 def _in_words(text: str, table: tables.Table) -> str:
     """A comparison in the words of its table: "both over B2M", or where rows add up "+ fusions: row 3 over row 2"."""
     ours, base = ([row.variant for row in table.rows].index(variant) for variant in text.split(" vs "))
@@ -299,9 +304,9 @@ def frame(judged: Dict[str, Claims]) -> pd.DataFrame:
     """
     lines = []
     for profile, found in _decided(judged).items():
-        data = runs.Run("mask_rcnn", profile, 0).cfg.STUDY.DATASET
-        title = f"{tables.DATA.get(data, data)}\n{profile.replace('-samedetector', '')}"
-        protocol = tables.SAME if config.same_detector(profile) == profile else "joint"
+        study = runs.Run("mask_rcnn", profile, 0).cfg.STUDY
+        title = f"{tables.DATA.get(study.DATASET, study.DATASET)}\n{profile.replace('-samedetector', '')}"
+        protocol = tables.SAME if study.SAME_DETECTOR else "joint"
         for claim, (by_ap, *_) in found.items():
             if claim.metrics[0] != "AP" or claim.shown.name not in ("3", "4", "5", "6", "7", "8"):
                 continue
@@ -351,7 +356,7 @@ def text(judged: Dict[str, Claims]) -> str:
     Args:
         judged: each profile's :func:`judge`.
     """
-    notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
+    notes = _notes()
     joint = {profile: found for profile, found in judged.items() if config.same_detector(profile) != profile}
     same = {profile: found for profile, found in judged.items() if profile not in joint}
     told = [profile for profile in judged if profile not in map(config.same_detector, joint)]
@@ -368,9 +373,8 @@ def text(judged: Dict[str, Claims]) -> str:
 
 def picture(judged: Dict[str, Claims], path: Path) -> str:
     """Draw the claims of Tables 3 to 8; returns the picture and its caption as Markdown."""
-    notes = yaml.safe_load((EXPERIMENTS / "notes.yaml").read_text())
     style.save(gains.claims(frame(judged)), path)
-    return f"![Claims of the paper, ours and the paper's gains]({path.name})\n\n{notes['picture'].strip()}"
+    return f"![Claims of the paper, ours and the paper's gains]({path.name})\n\n{_notes()['picture'].strip()}"
 
 
 def write() -> Path:
