@@ -255,6 +255,12 @@ def test_figure_6_is_looked_into_as_it_is_shipped_when_its_runs_were_made_here_f
     assert run.published.read_bytes() == made and not runs.PUBLISH
 
 
+def test_a_figure_whose_run_has_failed_leaves_nothing(output, monkeypatch):
+    monkeypatch.setattr(reproduce.launch, "ensure", lambda runs, options: False)
+    assert not reproduce.reproduce([report.named("figure-2")], "smoke", [0], runs.Options())
+    assert not list(output.rglob("*.*"))
+
+
 @pytest.mark.parametrize("raised", [InputError("wrong; mend it"), KeyboardInterrupt()], ids=repr)
 def test_a_notebook_ends_with_one_sentence_when_it_is_stopped_or_its_input_is_wrong(output, monkeypatch, raised):
     def fail(*_):

@@ -33,6 +33,8 @@ def reproduce(items: List[Item], profile: str, seeds: List[int], options: runs.O
     if len(items) > 1:
         print(plan(_wanted(items, profile, seeds), options), flush=True)
     whole, written = make(items, profile, seeds, options)
+    if not written:  # a run of a figure has failed
+        return whole
     if whole:
         for item, shown in written.items():
             _execute(item.notebook, shown, profile, seeds)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from .style import COLUMN, OURS, PAPER, new_figure, styled
 
 WORDS = {"APb": "box AP", "APb50": "box AP50", "APb75": "box AP75", "IoU": "mask IoU in true boxes"}
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words, so that no line crosses them
 
 
 @styled
@@ -112,7 +113,7 @@ def claims(found: pd.DataFrame) -> Figure:
             panel.plot(lines["gain"], height, "os"[k], color=colour, markersize=3.5, label=protocol)
             for claim, verdict in lines[["claim", "verdict"]].drop_duplicates().values:
                 place, scales = (0.25 + 0.5 * k, rows.index((claim, ""))), ("axes fraction", "data")
-                panel.annotate(verdict, place, xycoords=scales, color=colour, ha="center", va="center")
+                panel.annotate(verdict, place, xycoords=scales, color=colour, ha="center", va="center", bbox=BLANK)
         panel.plot(own["paper"], own["place"], "D", color=PAPER, fillstyle="none", markersize=3.5, label="the paper")
         panel.set(title=data, xlabel="gain (points of AP)")
     panels[0].set_yticks(range(len(rows)), [row or claim for claim, row in rows])
