@@ -149,6 +149,8 @@ def test_what_is_trained_on_coco_person_is_tested_on_it_where_it_is_at_hand(prep
     cfg = resolve("mask_rcnn", "coco_person")
     before = prepare(cfg, prepared, tmp_path)
     assert before.val_second is None and before.second_fingerprint is None
+    (tmp_path / "data/pennfudan").mkdir(parents=True)
+    complaint(lambda: prepare(cfg, prepared, tmp_path), "data/pennfudan holds no instances.json", "--source")
     pennfudan.convert(prepared, tmp_path / "data/pennfudan")
     data = prepare(cfg, prepared, tmp_path)
     assert [len(record["annotations"]) for record in data.val_second.load()] == [2, 1]

@@ -170,7 +170,12 @@ def prepare(cfg, data: Optional[Path], output: Path) -> Data:
     """
     splits = locate(cfg, data, output)
     second = output / "data" / cfg.STUDY.SECOND_TEST
-    if cfg.STUDY.SECOND_TEST and (second / "instances.json").exists():
+    if cfg.STUDY.SECOND_TEST and second.exists():
+        if not (second / "instances.json").exists():
+            raise InputError(
+                f"{second} holds no instances.json; move it elsewhere, and "
+                f"`python -m bmask prepare-{cfg.STUDY.SECOND_TEST} --source` makes a test set of it"
+            )
         splits["val_second"] = Split(second / "instances.json", second / "images")
     if cfg.STUDY.DATASET == "shapes":
         options = cfg.STUDY.SHAPES
