@@ -70,6 +70,13 @@ def test_the_text_shows_both_and_says_what_is_missing(records):
     assert lines[-2][:3] == ["+ RoI strategy", "here", "–"] and "seed 0: not run; seed 1: not run" in text
 
 
+def test_what_is_published_has_the_seeds_that_were_asked_for(records):
+    with runs.as_shipped(runs.results()):
+        for seeds, words in {(0,): "shipped: seed 0;", (0, 1): "shipped: seeds 0, 1;"}.items():
+            (path,) = TABLE.write("smoke", list(seeds))
+            assert words in path.read_text()
+
+
 def test_what_was_made_here_stands_above_what_is_shipped_and_is_never_mixed_with_it(records, output):
     before = contents(made := runs.results("smoke") / "runs")
     with runs.as_shipped(runs.shipped()):

@@ -168,8 +168,9 @@ class Table(Item):
         def as_made(profile, folder):
             return self.frame(profile, made(profile, folder).get(self.name, seeds), folder)
 
-        found = {} if runs.PUBLISH else {"here": self.frame(profile, seeds)}
-        found["shipped"] = as_made(profile, runs.shipped(profile))
+        found = {"shipped" if runs.PUBLISH else "here": self.frame(profile, seeds)}
+        if not runs.PUBLISH:
+            found["shipped"] = as_made(profile, runs.shipped(profile))
         if (same := config.same_detector(profile)) != profile:
             ours = as_made(same, runs.results(same))
             found[SAME] = ours if ours.attrs["seeds"] else as_made(same, runs.shipped(same))
