@@ -2,6 +2,7 @@
 
 import pytest
 
+from bmask.study import runs
 from bmask.study.cli import app, main
 
 
@@ -46,3 +47,10 @@ def test_a_command_line_that_cannot_be_read_is_one_sentence(arguments, sentence,
 def test_what_jobs_are_submitted_with_follows_one_flag_or_several(slurm):
     _, given, _ = app.parse_args(["reproduce", "3", "sobel", "--seeds", "0,1", *slurm.split()])
     assert given.arguments["items"] == ("3", "sobel") and given.arguments["how"].slurm == ("mem=3G", "time=9")
+
+
+def test_verify_says_where_it_looked_for_shipped_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "results")
+    assert main(["verify"]) == 2
+    said = f"there are no shipped results in {tmp_path}/results; `git checkout results` brings them back"
+    assert capsys.readouterr().err == f"bmask: {said}\n"

@@ -83,8 +83,11 @@ def differences() -> List[str]:
     """What of the shipped results is not what its records give: all of it is made anew elsewhere and compared.
 
     Texts have to be the same, pictures the same to the eye: where a machine rounds otherwise, a pixel may be another.
+    Raises InputError where nothing is shipped.
     """
     shipped, found = runs.shipped(), []
+    if not runs.profiles(shipped):
+        raise InputError(f"there are no shipped results in {shipped}; `git checkout results` brings them back")
     with tempfile.TemporaryDirectory() as draft:
         anew = Path(draft) / "results"
         shutil.copytree(shipped, anew, ignore=shutil.ignore_patterns("local"))
