@@ -140,7 +140,7 @@ def _digits(text: str) -> float:
 
 def _derived(results: Path) -> List[Path]:
     """What is made from records: not the records themselves, what was measured, and notebooks."""
-    kept = ("made.json", "cost.json", runs.RESAMPLES, runs.OBJECTS)
+    kept = ("made.json", "cost.json", runs.RESAMPLES, runs.TRUE_BOXES)
     return [
         path
         for path in [*results.glob("*/**/*"), *results.glob("*.*")]

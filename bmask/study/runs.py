@@ -2,8 +2,8 @@
 
 A run keeps its state (checkpoint, progress, log, fingerprint of the data, record) in ``runs/<profile>/<name>/`` and
 publishes its record to the folder of results. The record is JSON for a reader. Two files beside it hold the arrays of
-all runs of a folder of results: AP on the resamples, ``resamples.npz``, and how good each object's mask is in its true
-box, ``objects.npz``.
+all runs of a folder of results: AP on the resamples, ``resamples.npz``, and how good the masks of each image are in
+their true boxes, ``true_boxes.npz``.
 
 Results are shipped, in ``results/<profile>/`` of the repository, or local, in ``results/local/<profile>/`` of the
 output folder, which git ignores. What a reader makes is local. The maintainers' switch (``make ... PUBLISH=1``) writes,
@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Collection, Dict, Iterable, List, Optional, Tuple
+from typing import Collection, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from filelock import FileLock
+from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from . import config, stats
@@ -36,8 +37,8 @@ from .files import make_folder, npz, write_bytes
 
 SHIPPED = REPOSITORY / "results"
 PUBLISH = os.environ.get("BMASK_PUBLISH", "") not in ("", "0")
-RESAMPLES, OBJECTS = "resamples.npz", "objects.npz"
-NOTHING = -1  # where a resample has no object, or an object no pixel
+RESAMPLES, TRUE_BOXES = "resamples.npz", "true_boxes.npz"
+NOTHING = -1  # where a resample has no object
 
 
 def shipped(profile: str = "") -> Path:
@@ -148,11 +149,10 @@ class Run:
             for key, values in _unpacked(array).items():
                 kind, name = key.split()
                 record["metrics"][kind].setdefault("bootstrap", {})[name] = values
-        for name, array in _arrays(path.parents[1] / OBJECTS, [self.name]).items():
-            kind, found = name.split()[1], _unpacked(array)
-            record.setdefault("objects", {})[kind] = found
-            metrics = record["metrics"][kind]
-            metrics["bootstrap"] = stats.means_of_draws(found, metrics["images"])
+        for name, array in _arrays(path.parents[1] / TRUE_BOXES, [self.name]).items():
+            of_images = {measure: (array[measure] / 100).tolist() for measure in array.dtype.names}
+            drawn = stats.means_of_draws(of_images)
+            record["metrics"][name.split()[1]] |= {"of_images": of_images, "bootstrap": drawn}
         return record
 
 
@@ -287,20 +287,20 @@ def keep(run: Run, record: Dict) -> None:
     """Write the record of a run, and before it its arrays, to its folder: it has been carried out then.
 
     Args:
-        record: with ``metrics`` as :func:`bmask.study.evaluate.average_precision` gives them, and ``objects``, by the
-            kind of these metrics, as :func:`bmask.study.true_boxes.measure` does. ``bootstrap`` of the metrics, and
-            the objects, are kept as integers, of hundredths.
+        record: with ``metrics`` as :func:`bmask.study.evaluate.average_precision` gives them. Those in true boxes have
+            ``of_images``, see :func:`bmask.study.stats.of_images`. It and ``bootstrap`` are kept as integers, of
+            hundredths.
     """
-    resamples, objects, metrics = {}, {}, {}
+    resamples, in_true_boxes, metrics = {}, {}, {}
     for kind, found in record["metrics"].items():
-        metrics[kind] = {name: value for name, value in found.items() if name != "bootstrap"}
-        resamples |= {f"{kind} {name}": values for name, values in found.get("bootstrap", {}).items()}
-    for kind, found in record.get("objects", {}).items():
-        objects[f"{run.name} {kind}"] = _packed(found)
-    write_bytes(run.folder / RESAMPLES, npz({run.name: _packed(resamples)} if resamples else {}))
-    write_bytes(run.folder / OBJECTS, npz(objects))
-    others = {name: value for name, value in record.items() if name != "objects"}
-    write_bytes(run.own_record, as_json({**others, "metrics": metrics}))
+        metrics[kind] = {name: value for name, value in found.items() if name not in ("bootstrap", "of_images")}
+        if "of_images" in found:  # its bootstrap is made of it
+            in_true_boxes[f"{run.name} {kind}"] = _packed(found["of_images"], "<i4")
+        else:
+            resamples |= {f"{kind} {name}": values for name, values in found.get("bootstrap", {}).items()}
+    write_bytes(run.folder / RESAMPLES, npz({run.name: _packed(resamples, "<i2")} if resamples else {}))
+    write_bytes(run.folder / TRUE_BOXES, npz(in_true_boxes))
+    write_bytes(run.own_record, as_json({**record, "metrics": metrics}))
 
 
 @contextmanager
@@ -319,7 +319,7 @@ def publish(run: Run) -> None:
     if isinstance(run, Together):
         return
     record, folder = run.own_record.read_bytes(), run.published.parents[1]
-    ours = {name: _arrays(run.folder / name) for name in (RESAMPLES, OBJECTS)}
+    ours = {name: _arrays(run.folder / name) for name in (RESAMPLES, TRUE_BOXES)}
     there = {name: _arrays(folder / name, [run.name]) for name in ours}
     if run.published.exists() and run.published.read_bytes() == record and _bytes(there) == _bytes(ours):
         return
@@ -336,25 +336,17 @@ def by_term(looks: List[Dict[str, float]]) -> Dict[str, List[float]]:
     return {name: [looked[name] for looked in looks] for name in looks[0]}
 
 
-def _packed(columns: Dict[str, Iterable[Optional[float]]]) -> np.ndarray:
-    """Percentages by name as one array, of hundredths; ``image`` as it is."""
-    whole = {name: list(values) for name, values in columns.items()}
-    for name in whole.keys() - {"image"}:
-        whole[name] = [NOTHING if value is None or value != value else _hundredths(value) for value in whole[name]]
-    kinds = [(name, "<i4" if name == "image" else "<i2", (len(values),)) for name, values in whole.items()]
-    return np.array(tuple(whole.values()), kinds)
-
-
-def _hundredths(value: float) -> int:
-    number = round(100 * value)
-    return 0 if number == NOTHING else number  # a difference may be that small
+def _packed(columns: Dict[str, ArrayLike], kind: str) -> np.ndarray:
+    """Percentages by name as one array of hundredths, integers of this kind."""
+    whole = {name: 100 * np.array(values, float) for name, values in columns.items()}
+    hundredths = {name: np.rint(np.nan_to_num(values, nan=NOTHING)) for name, values in whole.items()}
+    return np.array(tuple(hundredths.values()), [(name, kind, values.shape) for name, values in hundredths.items()])
 
 
 def _unpacked(array: np.ndarray) -> Dict[str, List[Optional[float]]]:
-    columns = {name: array[name].tolist() for name in array.dtype.names}
     return {
-        name: values if name == "image" else [None if value == NOTHING else value / 100 for value in values]
-        for name, values in columns.items()
+        name: [None if value == NOTHING else value / 100 for value in array[name].tolist()]
+        for name in array.dtype.names
     }
 
 

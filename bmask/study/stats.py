@@ -8,6 +8,7 @@ from functools import cache
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import norm as normal
 from scipy.stats import t as student
@@ -15,20 +16,23 @@ from scipy.stats import t as student
 RESAMPLES = 1000
 
 
-def means_of_draws(objects: Dict[str, Sequence], images: int) -> Dict[str, List[Optional[float]]]:
-    """Means over objects on the draws of :func:`times`. An object is drawn with its image.
+def of_images(objects: Dict[str, np.ndarray], images: int) -> Dict[str, np.ndarray]:
+    """What there is of objects in each image: (2, images), by name, the sum of a value and how many have one.
 
     Args:
-        objects: of N objects, (N,), ``image``, the place of the image that each is in, and values by name, or None.
-        images: how many there are to draw from.
+        objects: of N objects, (N,), ``image``, the place of the image that each is in, and values by name, or NaN.
     """
-    drawn = times(images)
-    found = {}
-    for name in objects.keys() - {"image"}:
-        values = np.array(objects[name], dtype=float)
-        sums, numbers = (np.bincount(objects["image"], v, images) for v in (np.nan_to_num(values), ~np.isnan(values)))
-        found[name] = [s / n if n else None for s, n in zip((drawn @ sums).tolist(), (drawn @ numbers).tolist())]
-    return found
+    return {
+        name: np.stack([np.bincount(objects["image"], v, images) for v in (np.nan_to_num(values), ~np.isnan(values))])
+        for name, values in objects.items()
+        if name != "image"
+    }
+
+
+def means_of_draws(found: Dict[str, ArrayLike]) -> Dict[str, List[Optional[float]]]:
+    """Means over the objects of :func:`of_images` on the draws of :func:`times`: an object is drawn with its image."""
+    drawn = {name: np.array(values) @ times(len(values[0])).T for name, values in found.items()}
+    return {name: [s / n if n else None for s, n in zip(*sums.tolist())] for name, sums in drawn.items()}
 
 
 @cache
@@ -108,7 +112,7 @@ def mean_of_objects(measured: Sequence[Tuple[np.ndarray, np.ndarray]]) -> Estima
         measured: for each seed the image of each object, (M,), and a value, (M,), or NaN.
     """
     number = max(int(image.max()) for image, _ in measured) + 1
-    drawn = [means_of_draws({"image": image.astype(int), "": value}, number)[""] for image, value in measured]
+    drawn = [means_of_draws(of_images({"image": image.astype(int), "": v}, number))[""] for image, v in measured]
     values = np.stack([value for _, value in measured])
     if np.isnan(values).all(axis=1).any():  # a model without any boundary pixel has neither thickness nor precision
         return Estimate(float("nan") if np.isnan(values).all() else float(np.nanmean(values)))

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
 from ...errors import InputError
-from .. import config, datasets, evaluate, runs, same_detector, submission, true_boxes
+from .. import config, datasets, evaluate, runs, same_detector, stats, submission, true_boxes
 from ..files import make_folder, write_bytes
 from ..runs import Options, Run
 from ..train import NonFiniteLoss, train
@@ -209,10 +209,10 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
             report(f"in true boxes {done}/{images}", total)
 
         found = true_boxes.measure(cfg, model, images, split.json, show, annotated)
-        record["metrics"][name] = {**true_boxes.means(found), "images": len(images)}
-        record["objects"][name] = found
+        of_images = stats.of_images(found, len(images))
+        record["metrics"][name] = {**true_boxes.means(found), "images": len(images), "of_images": of_images}
 
-    record |= {"metrics": {}, "objects": {}}
+    record["metrics"] = {}
     measure(data.val, detections, "")
     measure_in_true_boxes(data.val, images, "true_boxes", data.val_coarse and data.val_coarse.json)
     if data.val_second:
