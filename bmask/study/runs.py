@@ -150,9 +150,9 @@ class Run:
                 kind, name = key.split()
                 record["metrics"][kind].setdefault("bootstrap", {})[name] = values
         for name, array in _arrays(path.parents[1] / TRUE_BOXES, [self.name]).items():
-            of_images = {measure: (array[measure] / 100).tolist() for measure in array.dtype.names}
-            drawn = stats.means_of_draws(of_images)
-            record["metrics"][name.split()[1]] |= {"of_images": of_images, "bootstrap": drawn}
+            by_image = {measure: (array[measure] / 100).tolist() for measure in array.dtype.names}
+            drawn = stats.means_of_draws(by_image)
+            record["metrics"][name.split()[1]] |= {"by_image": by_image, "bootstrap": drawn}
         return record
 
 
@@ -288,14 +288,14 @@ def keep(run: Run, record: Dict) -> None:
 
     Args:
         record: with ``metrics`` as :func:`bmask.study.evaluate.average_precision` gives them. Those in true boxes have
-            ``of_images``, see :func:`bmask.study.stats.of_images`. It and ``bootstrap`` are kept as integers, of
+            ``by_image``, see :func:`bmask.study.stats.by_image`. It and ``bootstrap`` are kept as integers, of
             hundredths.
     """
     resamples, in_true_boxes, metrics = {}, {}, {}
     for kind, found in record["metrics"].items():
-        metrics[kind] = {name: value for name, value in found.items() if name not in ("bootstrap", "of_images")}
-        if "of_images" in found:  # its bootstrap is made of it
-            in_true_boxes[f"{run.name} {kind}"] = _packed(found["of_images"], "<i4")
+        metrics[kind] = {name: value for name, value in found.items() if name not in ("bootstrap", "by_image")}
+        if "by_image" in found:  # its bootstrap is made of it
+            in_true_boxes[f"{run.name} {kind}"] = _packed(found["by_image"], "<i4")
         else:
             resamples |= {f"{kind} {name}": values for name, values in found.get("bootstrap", {}).items()}
     write_bytes(run.folder / RESAMPLES, npz({run.name: _packed(resamples, "<i2")} if resamples else {}))

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 RESAMPLES = 1000
 
 
-def of_images(objects: Dict[str, np.ndarray], images: int) -> Dict[str, np.ndarray]:
+def by_image(objects: Dict[str, np.ndarray], images: int) -> Dict[str, np.ndarray]:
     """What there is of objects in each image: (2, images), by name, the sum of a value and how many have one.
 
     Args:
@@ -30,7 +30,7 @@ def of_images(objects: Dict[str, np.ndarray], images: int) -> Dict[str, np.ndarr
 
 
 def means_of_draws(found: Dict[str, ArrayLike]) -> Dict[str, List[Optional[float]]]:
-    """Means over the objects of :func:`of_images` on the draws of :func:`times`: an object is drawn with its image."""
+    """Means over the objects of :func:`by_image` on the draws of :func:`times`: an object is drawn with its image."""
     drawn = {name: np.array(values) @ times(len(values[0])).T for name, values in found.items()}
     return {name: [s / n if n else None for s, n in zip(*sums.tolist())] for name, sums in drawn.items()}
 
@@ -112,7 +112,7 @@ def mean_of_objects(measured: Sequence[Tuple[np.ndarray, np.ndarray]]) -> Estima
         measured: for each seed the image of each object, (M,), and a value, (M,), or NaN.
     """
     number = max(int(image.max()) for image, _ in measured) + 1
-    drawn = [means_of_draws(of_images({"image": image.astype(int), "": v}, number))[""] for image, v in measured]
+    drawn = [means_of_draws(by_image({"image": image.astype(int), "": v}, number))[""] for image, v in measured]
     values = np.stack([value for _, value in measured])
     if np.isnan(values).all(axis=1).any():  # a model without any boundary pixel has neither thickness nor precision
         return Estimate(float("nan") if np.isnan(values).all() else float(np.nanmean(values)))

@@ -209,8 +209,8 @@ def _train_and_evaluate(run: Run, data: datasets.Data, device: str, accumulate: 
             report(f"in true boxes {done}/{images}", total)
 
         found = true_boxes.measure(cfg, model, images, split.json, show, annotated)
-        of_images = stats.of_images(found, len(images))
-        record["metrics"][name] = {**true_boxes.means(found), "images": len(images), "of_images": of_images}
+        by_image = stats.by_image(found, len(images))
+        record["metrics"][name] = {**true_boxes.means(found), "images": len(images), "by_image": by_image}
 
     record["metrics"] = {}
     measure(data.val, detections, "")
