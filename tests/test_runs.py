@@ -280,6 +280,13 @@ def test_what_two_processes_publish_at_once_is_all_there_and_what_is_of_no_recor
         assert set(stored.files) == {run.name for run in made} - {second.name}
 
 
+def test_a_difference_of_a_hundredth_below_zero_is_kept_as_a_number(output):
+    run, _ = kept(0, (-0.01, -0.02, None, 1.0))
+    runs.publish(run)
+    drawn = run.record()["metrics"]["segm"]["bootstrap"]["AP"]
+    assert drawn == [0.0, -0.02, None, 1.0]  # the place of -0.01 is taken by what is not there
+
+
 def test_the_peak_memory_of_a_process_is_its_own_and_not_that_of_who_started_it():
     ballast = np.ones(2**26)  # 512 MiB
     code = "from bmask.study import runs; print(runs.peak_memory_mib())"

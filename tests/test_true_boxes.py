@@ -110,7 +110,7 @@ def test_overlaps_are_of_the_pixels_of_a_mask_that_others_have_as_well():
 
 def test_records_have_the_means_over_the_objects_of_the_images_drawn(output):
     run = runs.Run("mask_rcnn", "smoke", 0)
-    objects = {"image": np.array([0, 0, 2]), "IoU": np.array([50.0, 70, 81]), "F": np.array([-0.01, np.nan, 4])}
+    objects = {"image": np.array([0, 0, 2]), "IoU": np.array([50.0, 70, 81]), "F": np.array([1.0, np.nan, 4])}
     by_image = stats.by_image(objects, 4)
     metrics = {"true_boxes": {**true_boxes.means(objects), "by_image": by_image}, "segm": {"AP": 1.0}}
     runs.keep(run, {"metrics": metrics})
@@ -119,7 +119,7 @@ def test_records_have_the_means_over_the_objects_of_the_images_drawn(output):
     record = run.record()
     assert record["metrics"]["true_boxes"]["by_image"] == {
         "IoU": [[120, 0, 81, 0], [2, 0, 1, 0]],
-        "F": [[-0.01, 0, 4, 0], [1, 0, 1, 0]],
+        "F": [[1, 0, 4, 0], [1, 0, 1, 0]],
     }
     drawn = [np.repeat(range(4), times) for times in stats.times(4)]
     for name, found in record["metrics"]["true_boxes"]["bootstrap"].items():

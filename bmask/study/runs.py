@@ -338,9 +338,11 @@ def by_term(looks: List[Dict[str, float]]) -> Dict[str, List[float]]:
 
 def _packed(columns: Dict[str, ArrayLike], kind: str) -> np.ndarray:
     """Percentages by name as one array of hundredths, integers of this kind."""
-    whole = {name: 100 * np.array(values, float) for name, values in columns.items()}
-    hundredths = {name: np.rint(np.nan_to_num(values, nan=NOTHING)) for name, values in whole.items()}
-    return np.array(tuple(hundredths.values()), [(name, kind, values.shape) for name, values in hundredths.items()])
+    whole = {name: np.rint(100 * np.array(values, float)) for name, values in columns.items()}
+    for values in whole.values():
+        values[values == NOTHING] = 0  # a difference may be that small
+        values[np.isnan(values)] = NOTHING
+    return np.array(tuple(whole.values()), [(name, kind, values.shape) for name, values in whole.items()])
 
 
 def _unpacked(array: np.ndarray) -> Dict[str, List[Optional[float]]]:
